@@ -62,6 +62,7 @@ take_lock() {
     mkdir -p "$WORK" || die "cannot create $WORK"
     if [ "${QMS_LOCKED:-}" != 1 ]; then
         exec 9>"$WORK/.lock"
+        flock -n 9 || say "waiting for another run that uses $WORK"
         flock -w "${QMS_LOCK_WAIT:-1800}" 9 ||
             die "another run holds $WORK/.lock"
         QMS_LOCKED=1 export QMS_LOCKED

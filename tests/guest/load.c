@@ -1,0 +1,172 @@
+/*
+ * The load that runs in the demo's and the benchmarks' guest: it writes to
+ * its memory at a given rate and can tell at any time whether every byte is
+ * what it wrote.
+ *
+ *   load MIB HOT_MIB PAGES_PER_SECOND
+ *
+ * MIB of memory are filled with noise; then pages of the first HOT_MIB are
+ * written to, in random order, 8 bytes each.  Each write goes to the next of
+ * the page's 64 slots, so a page's contents follow from its number and the
+ * number of writes to it, which is kept elsewhere.
+ *
+ * Prints READY, then one TICK line per second; a line "v" on standard input
+ * is answered by a VERIFY line after all pages were compared; "r N" sets the
+ * rate to N pages per second.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAGE 4096
+#define SLOTS 64
+#define WORDS (PAGE / 8)
+
+static uint64_t *memory;
+static uint32_t *writes;        /* per page */
+static uint64_t pages, hot, total, bad;
+
+static uint64_t mix(uint64_t x)
+{
+    x += 0x9e3779b97f4a7c15;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+    return x ^ (x >> 31);
+}
+
+/* What word w of a page has to be after n writes to the page. */
+static uint64_t expected(uint64_t page, unsigned w, uint32_t n)
+{
+    uint64_t value = mix(page * WORDS + w);
+
+    if (w % (WORDS / SLOTS) == 0) {
+        unsigned slot = w / (WORDS / SLOTS);
+
+        value += (n + SLOTS - 1 - slot) / SLOTS;
+    }
+    return value;
+}
+
+static void write_page(uint64_t page)
+{
+    unsigned w = writes[page] % SLOTS * (WORDS / SLOTS);
+    volatile uint64_t *p = memory + page * WORDS + w;
+
+    if (*p != expected(page, w, writes[page])) {
+        bad++;
+    }
+    *p = *p + 1;
+    writes[page]++;
+    total++;
+}
+
+static void verify(void)
+{
+    uint64_t wrong = 0;
+
+    for (uint64_t page = 0; page < pages; page++) {
+        for (unsigned w = 0; w < WORDS; w++) {
+            if (memory[page * WORDS + w] != expected(page, w, writes[page])) {
+                wrong++;
+                break;
+            }
+        }
+    }
+    printf("VERIFY pages=%" PRIu64 " bad=%" PRIu64 " writes=%" PRIu64 "\n",
+           pages, wrong + bad, total);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return ts.tv_sec * UINT64_C(1000000000) + ts.tv_nsec;
+}
+
+static void command(const char *line, uint64_t *rate)
+{
+    if (line[0] == 'v') {
+        verify();
+    } else if (line[0] == 'r') {
+        *rate = strtoull(line + 1, NULL, 10);
+        printf("RATE %" PRIu64 "\n", *rate);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    uint64_t rate, random = 1, next_tick, last, owed = 0;
+    char line[64];
+    size_t len = 0;
+
+    if (argc != 4) {
+        fprintf(stderr, "usage: load MIB HOT_MIB PAGES_PER_SECOND\n");
+        return 2;
+    }
+    pages = strtoull(argv[1], NULL, 10) * 256;
+    hot = strtoull(argv[2], NULL, 10) * 256;
+    rate = strtoull(argv[3], NULL, 10);
+    if (!pages || !hot || hot > pages) {
+        fprintf(stderr, "load: 0 < HOT_MIB <= MIB\n");
+        return 2;
+    }
+    memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    writes = calloc(pages, sizeof(*writes));
+    if (memory == MAP_FAILED || !writes) {
+        fprintf(stderr, "load: %s\n", strerror(errno));
+        return 1;
+    }
+    for (uint64_t page = 0; page < pages; page++) {
+        for (unsigned w = 0; w < WORDS; w++) {
+            memory[page * WORDS + w] = expected(page, w, 0);
+        }
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    fcntl(STDIN_FILENO, F_SETFL, O_NONBLOCK);
+    printf("READY pages=%" PRIu64 "\n", pages);
+
+    last = now_ns();
+    next_tick = last + UINT64_C(1000000000);
+    for (;;) {
+        struct pollfd pfd = { STDIN_FILENO, POLLIN, 0 };
+        uint64_t now = now_ns();
+        char c;
+
+        /* what the clock says, but no burst after a pause */
+        owed += (now - last) * rate / 1000;
+        last = now;
+        if (owed > rate * 20000) {
+            owed = rate * 20000;
+        }
+        for (; owed >= 1000000; owed -= 1000000) {
+            random = mix(random);
+            write_page(random % hot);
+        }
+        if (now >= next_tick) {
+            printf("TICK writes=%" PRIu64 " bad=%" PRIu64 "\n", total, bad);
+            next_tick = now + UINT64_C(1000000000);
+        }
+        poll(&pfd, 1, 1);
+        while (read(STDIN_FILENO, &c, 1) == 1) {
+            if (c == '\n' || c == '\r') {
+                line[len] = 0;
+                command(line, &rate);
+                len = 0;
+            } else if (len < sizeof(line) - 1) {
+                line[len++] = c;
+            }
+        }
+    }
+}
