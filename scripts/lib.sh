@@ -115,7 +115,9 @@ priv_apt_update() {
         return 1; }
     mkdir -p "$APT_STATE/lists/partial" "$APT_STATE/archives/partial"
     {
-        echo "deb-src [signed-by=$DEB_KEYRING] $mirror sid main"
+        # A mirror's copy of sid may be old: what is taken from it has pinned
+        # checksums, so its date does not matter.
+        echo "deb-src [signed-by=$DEB_KEYRING check-valid-until=no] $mirror sid main"
         if [ "$(os_id)" = debian ]; then
             echo "deb [signed-by=$DEB_KEYRING] $mirror $(os_codename) main"
             [ "$(os_codename)" != bookworm ] ||
