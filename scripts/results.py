@@ -8,8 +8,9 @@ import json
 import operator
 import os
 import statistics
+import subprocess
 
-from qms import PATCHED, VERSION, git_out, say
+from qms import PATCHED, TOP, VERSION, git_out, say
 
 OPERATORS = {'<=': operator.le, '>=': operator.ge, '==': operator.eq}
 
@@ -37,7 +38,7 @@ def result_case(case, title, unit, better, stock, patched, goal=None,
 
 
 def write_results(topic, cases, command, folder, accel='none'):
-    """TOPIC.json and TOPIC.md in a folder."""
+    """TOPIC.json, TOPIC.md and, with matplotlib, TOPIC.png in a folder."""
     with open('/proc/cpuinfo', encoding='utf-8') as f:
         cpu = [ln.split(':', 1)[1].strip() for ln in f if 'model name' in ln]
     data = {'topic': topic, 'base': f'v{VERSION}',
@@ -71,4 +72,10 @@ def write_results(topic, cases, command, folder, accel='none'):
                      f'| {ratio} | {goal} | {met} |')
     (folder / f'{topic}.md').write_text('\n'.join(lines) + '\n',
                                         encoding='utf-8')
-    say(f'wrote {folder / topic}.json and .md')
+    result = subprocess.run(
+        [str(TOP / 'scripts/plot'), str(folder / f'{topic}.json'),
+         str(folder / f'{topic}.png')], capture_output=True, text=True,
+        check=False)
+    say(f'wrote {folder / topic}.json, .md and .png' if not result.returncode
+        else f'wrote {folder / topic}.json and .md; no picture: '
+        + result.stderr.strip())

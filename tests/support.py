@@ -11,8 +11,8 @@ from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
 WORK = Path(os.environ.get('QMS_WORK', TOP / 'build'))
-SCRIPTS = ['apply', 'base', 'build', 'check', 'demo', 'deps', 'lint',
-           'no-pvm', 'refresh', 'send']
+SCRIPTS = ['apply', 'base', 'bench', 'build', 'check', 'demo', 'deps', 'lint',
+           'no-pvm', 'plot', 'refresh', 'send']
 
 
 def git(tree, *args):
