@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from qms import CACHE, STOCK, TOP, WORK, Error
+from qms import CACHE, STOCK, TOP, Error
 
 sys.path.insert(0, str(STOCK / 'src/python'))
 
@@ -61,21 +61,23 @@ class Guest:
     memory    of the guest, MiB
     load      (MiB, hot MiB, pages per second) of the load program
     incoming  wait for a migration instead of booting
+    kernel    Debian's, unless told otherwise
+    initrd    what make_initrd() made
     """
 
     def __init__(self, binary, folder, name, memory, load, incoming=False,
-                 kernel=None, args=()):
+                 kernel=None, initrd=None, args=()):
         from qemu.machine import QEMUMachine   # the tree's own
         self.name = name
         self.text = ''
         self.serial_path = str(folder / f'{name}.serial')
         accel = accelerator()
         options = [
-            '-nodefaults', '-machine', 'pc-q35-10.2', '-accel', accel,
+            '-nodefaults', '-run-with', 'exit-with-parent=on', '-machine', 'pc-q35-10.2', '-accel', accel,
             '-cpu', 'host' if accel == 'kvm' else 'max', '-smp', '1',
             '-m', str(memory),
             '-kernel', str(kernel or CACHE / 'guest/vmlinuz'),
-            '-initrd', str(WORK / 'demo/initrd.cpio'), '-append',
+            '-initrd', str(initrd), '-append',
             'console=ttyS0 quiet panic=1 rdinit=/init mitigations=off '
             f'tsc=reliable load={",".join(map(str, load))}',
             '-chardev', f'socket,id=s0,path={self.serial_path},server=on,'
@@ -84,9 +86,14 @@ class Guest:
             options += ['-incoming', 'defer']
         self.vm = QEMUMachine(str(binary), options, name=name,
                               base_temp_dir=str(folder), qmp_timer=60)
-        self.vm.launch()
         self.serial = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.serial.connect(self.serial_path)
+        try:
+            self.vm.launch()
+            self.serial.connect(self.serial_path)
+        except Exception as e:
+            self.close()
+            words = (self.vm.get_log() or '').strip().splitlines() or [str(e)]
+            raise Error(f'{name}: QEMU does not start: {words[-1]}') from e
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
@@ -172,6 +179,5 @@ class Guest:
         except Exception:               # pylint: disable=broad-except
             pass                        # a hard shutdown says it was one
         self.serial.close()
-        for path in (self.serial_path,):
-            if os.path.exists(path):
-                os.unlink(path)
+        if os.path.exists(self.serial_path):
+            os.unlink(self.serial_path)

@@ -11,6 +11,7 @@ LC_ALL=C.UTF-8 export LC_ALL
 
 TOP=$(cd "$(dirname "$0")/.." && pwd -P)
 WORK=${QMS_WORK:-$TOP/build}
+case $WORK in /*) ;; *) WORK=$PWD/$WORK ;; esac
 STOCK=$WORK/stock
 PATCHED=$WORK/patched
 CACHE=$WORK/cache
@@ -52,8 +53,9 @@ as_root() {
 
 # git without the user's configuration: the same bytes everywhere.
 plain_git() {
-    GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null git \
+    GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_ATTR_NOSYSTEM=1 git \
         -c safe.directory='*' -c core.autocrlf=false -c gc.auto=0 \
+        -c core.attributesFile=/dev/null -c core.excludesFile=/dev/null \
         -c commit.gpgSign=false -c advice.detachedHead=false "$@"
 }
 
@@ -128,6 +130,7 @@ priv_apt_update() {
        [ -n "$(find "$APT_STATE/updated" -mmin -1440 2>/dev/null)" ]; then
         return 0
     fi
+    rm -f "$APT_STATE/updated"
     mv "$APT_STATE/sources.new" "$APT_STATE/sources.list"
     if ! priv_apt get -o APT::Update::Error-Mode=any update \
         >"$APT_STATE/update.log" 2>&1; then
@@ -164,7 +167,11 @@ unpack_debs() {
             return 1
         fi
         mkdir -p "$into"
-        dpkg-deb -x "$dl/$name"_*.deb "$into"
+        if ! dpkg-deb -x "$dl/$name"_*.deb "$into" 2>"$CACHE/download.log"; then
+            rm -rf "$dl"
+            why="cannot unpack package $name: $(tail -n 1 "$CACHE/download.log")"
+            return 1
+        fi
         rm -rf "$dl"
         : >"$into/.$name"
     done

@@ -3,16 +3,18 @@
 Imported by apply, refresh, lint, check and send; not a program of its own.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
-WORK = Path(os.environ.get('QMS_WORK', TOP / 'build'))
+WORK = Path(os.environ.get('QMS_WORK') or TOP / 'build').absolute()
 STOCK = WORK / 'stock'
 PATCHED = WORK / 'patched'
 CACHE = WORK / 'cache'
@@ -36,34 +38,63 @@ def say(message):
     print(f'{Path(sys.argv[0]).name}: {message}', file=sys.stderr, flush=True)
 
 
+def interrupt(signum, frame):
+    """SIGTERM and SIGHUP end a program as Ctrl-C does: tidily."""
+    raise KeyboardInterrupt
+
+
 def run_main(main):
     """Run main(), with one clear line instead of a traceback."""
     prog = Path(sys.argv[0]).name
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)
     try:
+        WORK.mkdir(parents=True, exist_ok=True)
         sys.exit(main())
-    except Error as e:
-        sys.exit(f'{prog}: error: {e}')
+    except (Error, OSError, EOFError, UnicodeError) as e:
+        if isinstance(e, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(141)
+        sys.exit(f'{prog}: error: {e or type(e).__name__}')
     except subprocess.CalledProcessError as e:
         last = ((e.stderr or '').strip().splitlines() or [''])[-1]
         cmd = ' '.join(map(str, e.cmd))[:200]
         sys.exit(f'{prog}: error: {cmd}: exit status {e.returncode}'
                  + (f': {last}' if last else ''))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(f'{prog}: interrupted')
+
+
+def take_lock():
+    """One writer below build/ at a time; scripts that this one runs share it.
+
+    The same lock, and the same variable, as in lib.sh.
+    """
+    if os.environ.get('QMS_LOCKED') == '1':
+        return
+    WORK.mkdir(parents=True, exist_ok=True)
+    lock = open(WORK / '.lock', 'w', encoding='ascii')
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f'waiting for another run that uses {WORK}')
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    os.environ['QMS_LOCKED'] = '1'
+    take_lock.held = lock           # until the program ends
 
 
 def git(repo, *args, check=True, env=None, stdin=None):
     """Run git without the user's configuration; returns its result."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith('GIT_')}
     clean.update(GIT_CONFIG_NOSYSTEM='1', GIT_CONFIG_GLOBAL='/dev/null',
-                 LC_ALL='C.UTF-8', TZ='UTC', GIT_TERMINAL_PROMPT='0')
+                 LC_ALL='C.UTF-8', TZ='UTC', GIT_TERMINAL_PROMPT='0',
+                 GIT_ATTR_NOSYSTEM='1')
     clean.update(env or {})
     cmd = ['git', '-c', 'safe.directory=*', '-c', 'core.autocrlf=false',
            '-c', 'gc.auto=0', '-c', 'commit.gpgSign=false',
-           '-c', 'advice.detachedHead=false', '-C', str(repo), *args]
+           '-c', 'advice.detachedHead=false', '-c', 'core.hooksPath=/dev/null',
+           '-c', 'core.attributesFile=/dev/null', '-c',
+           'core.excludesFile=/dev/null', '-C', str(repo), *args]
     return subprocess.run(cmd, check=check, env=clean, input=stdin,
                           capture_output=True, text=True, errors='replace')
 

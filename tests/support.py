@@ -15,6 +15,10 @@ SCRIPTS = ['apply', 'base', 'bench', 'build', 'check', 'demo', 'deps', 'lint',
            'no-pvm', 'plot', 'refresh', 'send']
 
 
+# Nobody's configuration of git makes a difference.
+os.environ['GIT_CONFIG_GLOBAL'] = '/dev/null'
+
+
 def git(tree, *args):
     return subprocess.run(
         ['git', '-C', str(tree), '-c', 'user.name=Test', '-c',

@@ -79,7 +79,7 @@ class Base(Copy):
         self.check_error(output, '9.2.0', 'for 10.2.2')
 
     def test_altered_tree(self):
-        """The right version is not enough."""
+        # The right version is not enough.
         tree = self.tmp / 'qemu'
         (tree / 'migration').mkdir(parents=True)
         (tree / 'VERSION').write_text('10.2.2\n', encoding='ascii')
@@ -123,7 +123,7 @@ class Build(Copy):
         self.check_error(output, 'needs 2000 MiB', 'only 1 MiB')
 
     def test_neither_root_nor_sudo(self):
-        """What is missing is named, for somebody else to install."""
+        # What is missing is named, for somebody else to install.
         folder = self.stub(
             dpkg_query='exit 1', apt_get='exit 100', id='echo 1000')
         for name in ('sh', 'sed', 'awk', 'mkdir', 'basename', 'dirname',
@@ -162,7 +162,8 @@ class Send(Copy):
         (home / '.gitconfig').write_text(
             '[user]\nname = Else\nemail = else@localhost\n', encoding='utf-8')
         status, output = self.run_script('send', 'xbzrle',
-                                         env={'HOME': str(home)})
+                                         env={'GIT_CONFIG_GLOBAL':
+                                              str(home / '.gitconfig')})
         self.assertEqual(status, 1)
         self.check_error(output, 'Signed-off-by: Else <else@localhost>')
 
@@ -175,7 +176,8 @@ class Send(Copy):
         (home / '.gitconfig').write_text(
             f'[user]\nname = {name}\nemail = {mail}\n', encoding='utf-8')
         status, output = self.run_script('send', 'xbzrle',
-                                         env={'HOME': str(home)})
+                                         env={'GIT_CONFIG_GLOBAL':
+                                              str(home / '.gitconfig')})
         self.assertEqual(status, 1)
         self.check_error(output, 'rules were not confirmed')
         self.assertIn('code-provenance.rst', output)
@@ -185,7 +187,7 @@ class Load(Copy):
     with_base = False
 
     def test_guest_load(self):
-        """The guest's load program finds its memory right, and says so."""
+        # The guest's load program finds its memory right, and says so.
         load = self.tmp / 'load'
         subprocess.run([os.environ.get('CC', 'cc'), '-O2', '-Wall', '-Werror',
                         '-o', str(load), str(self.top / 'tests/guest/load.c')],
