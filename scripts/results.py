@@ -42,7 +42,8 @@ def write_results(topic, cases, command, folder, accel='none'):
     with open('/proc/cpuinfo', encoding='utf-8') as f:
         cpu = [ln.split(':', 1)[1].strip() for ln in f if 'model name' in ln]
     data = {'topic': topic, 'base': f'v{VERSION}',
-            'patched': git_out(PATCHED / 'src', 'rev-parse', 'HEAD'),
+            # the tree's id: it stays when a message is reworded
+            'patched': git_out(PATCHED / 'src', 'rev-parse', 'HEAD^{tree}'),
             'date': datetime.date.today().isoformat(),
             'host': {'cpu': cpu[0] if cpu else 'unknown',
                      'cores': os.cpu_count(), 'kernel': os.uname().release,
