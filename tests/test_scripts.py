@@ -1,6 +1,7 @@
 """Help, bad input and bad surroundings: one clear line each."""
 import os
 import subprocess
+import sys
 import tarfile
 import unittest
 
@@ -181,6 +182,28 @@ class Send(Copy):
         self.assertEqual(status, 1)
         self.check_error(output, 'rules were not confirmed')
         self.assertIn('code-provenance.rst', output)
+
+
+class Results(unittest.TestCase):
+    def test_goal_is_computed(self):
+        sys.path.insert(0, str(TOP / 'scripts'))
+        self.addCleanup(sys.path.remove, str(TOP / 'scripts'))
+        from results import result_case
+        goal = {'on': 'patched', 'op': '<=', 'value': 5}
+        # every pair has to be within a goal on the patched side
+        self.assertFalse(result_case('c', 't', 'ms', 'lower', [9, 9], [4, 6],
+                                     goal)['met'])
+        self.assertTrue(result_case('c', 't', 'ms', 'lower', [9, 9], [4, 5],
+                                    goal)['met'])
+        # and the median for one on the ratio
+        goal = {'on': 'ratio', 'op': '>=', 'value': 2}
+        case = result_case('c', 't', 'GB/s', 'higher', [1, 1, 1], [3, 2, 1],
+                           goal)
+        self.assertTrue(case['met'])
+        self.assertEqual(case['ratio'], {'median': 2, 'min': 1, 'max': 3})
+        # stock may be nothing at all
+        self.assertIsNone(result_case('c', 't', 'pages', 'lower', [0], [0])
+                          ['ratio'])
 
 
 class Load(Copy):
