@@ -238,7 +238,8 @@ def am(repo, patch, name, three_way=False, committer=None):
     if result.returncode == 0:
         return
     text = result.stderr + result.stdout
-    git(repo, 'am', '--abort', check=False)
+    # This asks for an identity too.
+    git(repo, 'am', '--abort', check=False, env=committer or SERIES_ID)
     files = re.findall(r'error: patch failed: (\S+?:\d+)', text) or \
         re.findall(r'error: (\S+): (?:patch does not apply|does not exist'
                    r'|already exists)', text) or \

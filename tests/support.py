@@ -3,6 +3,7 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -86,6 +87,10 @@ class Copy(unittest.TestCase):
             path.write_text(f'#!/bin/sh\n{body}\n', encoding='utf-8')
             path.chmod(0o755)
         return folder
+
+    def topics(self):
+        text = (self.top / 'series').read_text(encoding='utf-8')
+        return re.findall(r'^# (\w+):', text, re.M)
 
     def patches(self, topic):
         return sorted((self.top / 'patches' / topic).glob('0*.patch'))

@@ -22,7 +22,7 @@ class Lint(Copy):
 
     def last(self):
         """The last patch of the last topic: nothing comes after it."""
-        return self.patches('xbzrle')[-1]
+        return self.patches(self.topics()[-1])[-1]
 
     def test_series_is_fit(self):
         status, lines = self.findings()
@@ -41,7 +41,8 @@ class Lint(Copy):
     def test_patches_swapped(self):
         path = self.top / 'series'
         lines = path.read_text(encoding='utf-8').splitlines()
-        i = max(n for n, ln in enumerate(lines) if ln.startswith('xbzrle/'))
+        i = max(n for n, ln in enumerate(lines)
+                if ln.startswith(self.topics()[-1] + '/'))
         lines[i - 1], lines[i] = lines[i], lines[i - 1]
         path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
         self.check_finding('out of order', lines[i - 1])
@@ -49,12 +50,13 @@ class Lint(Copy):
     def test_context_changed(self):
         patch = self.last()
         text = patch.read_text(encoding='utf-8')
-        match = re.search(r'^ uint64_t ram_get_total_transferred_pages.*$',
-                          text, re.M)
+        match = re.search(r'^\+\+\+ b/(\S+)\n@@[^\n]*\n( [^\n]{8,}\n)', text,
+                          re.M)
         self.assertTrue(match)
-        patch.write_text(text.replace(match[0], match[0] + ' ', 1),
-                         encoding='utf-8')
-        self.check_finding(patch.name, 'does not apply', 'migration/ram.c')
+        start, end = match.span(2)
+        patch.write_text(text[:start] + match[2].rstrip('\n') + ' \n'
+                         + text[end:], encoding='utf-8')
+        self.check_finding(patch.name, 'does not apply', match[1])
 
     def test_trailing_blank_added(self):
         patch = self.last()
