@@ -98,9 +98,12 @@ class Lint(Copy):
         self.check_finding(patch.name, 'private machine')
 
     def test_checkpatch_error(self):
-        patch = self.last()
-        text = patch.read_text(encoding='utf-8')
-        match = re.search(r'^\+    (\S.*;)$', text, re.M)
+        # the last one with code in it
+        for patch in reversed(self.patches(self.topics()[-1])):
+            text = patch.read_text(encoding='utf-8')
+            match = re.search(r'^\+    (\S.*;)$', text, re.M)
+            if match:
+                break
         patch.write_text(text.replace(match[0], '+\t' + match[1], 1),
                          encoding='utf-8')
         status, lines = self.findings()
