@@ -768,6 +768,22 @@ def file_throughput(b, side):
             'file-share-of-probe': 100 * rate / limit}
 
 
+@case({'multifd-total-time': Figure(
+    '1 GiB touched guest to a mapped-ram file on tmpfs through 4 multifd '
+    'channels, total time', 's', ('ratio', '<=', 0.25),
+    note='stock refuses multifd, so its side is without')})
+def multifd_throughput(b, side):
+    """An idle guest to a file, through as many threads as there are."""
+    vm = b.vm(side, memory=b.large, fill=None)
+    if side == 'stock':
+        vm.prepare(mapped_ram=True)
+    else:
+        vm.prepare(mapped_ram=True, multifd=True)
+        vm.qmp('migrate-set-parameters', multifd_channels=4)
+    vm.migrate(f'file:{b.tmpfs / "snapshot"}')
+    return {'multifd-total-time': vm.wait()['total-time'] / 1000}
+
+
 @case({'stall-longest-fault': Figure(
            'reader stalls 10 s, written set smaller than the pool: longest '
            'vCPU fault', 'ms', ('patched', '<=', 5)),

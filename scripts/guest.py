@@ -59,14 +59,15 @@ class Guest:
     folder    for its sockets and logs
     name      tells the processes of a migration apart
     memory    of the guest, MiB
-    load      (MiB, hot MiB, pages per second) of the load program
+    load      (MiB, hot MiB, pages per second[, mode]) of the load program
+    append    more for the kernel's command line
     incoming  wait for a migration instead of booting
     kernel    Debian's, unless told otherwise
     initrd    what make_initrd() made
     """
 
     def __init__(self, binary, folder, name, memory, load, incoming=False,
-                 kernel=None, initrd=None, args=()):
+                 kernel=None, initrd=None, args=(), append=''):
         from qemu.machine import QEMUMachine   # the tree's own
         self.name = name
         self.text = ''
@@ -79,7 +80,7 @@ class Guest:
             '-kernel', str(kernel or CACHE / 'guest/vmlinuz'),
             '-initrd', str(initrd), '-append',
             'console=ttyS0 quiet panic=1 rdinit=/init mitigations=off '
-            f'tsc=reliable load={",".join(map(str, load))}',
+            f'tsc=reliable load={",".join(map(str, load))} {append}'.strip(),
             '-chardev', f'socket,id=s0,path={self.serial_path},server=on,'
             'wait=off', '-serial', 'chardev:s0', *args]
         if incoming:
@@ -142,6 +143,10 @@ class Guest:
             raise Error(f'{self.name}: {match[2]} of {match[1]} pages of the '
                         'guest have wrong contents')
         return int(match[3])
+
+    def writes(self):
+        """How many pages it has written to so far."""
+        return int(self.say('w', r'WRITES (\d+)\r?\n')[1])
 
     def set_caps(self, **caps):
         self.qmp('migrate-set-capabilities', capabilities=[

@@ -52,8 +52,11 @@ def write_results(topic, cases, command, folder, accel='none'):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f'{topic}.json').write_text(json.dumps(data, indent=1) + '\n',
                                           encoding='utf-8')
-    lines = [f'Written by `{command}`; medians of {len(cases[0]["stock"])} '
-             f'{"pairs" if len(cases[0]["stock"]) > 1 else "pair"}, ratio '
+    counts = [len(c['stock']) for c in cases]
+    pairs = f'{min(counts)} to {max(counts)}' if min(counts) < max(counts) \
+        else f'{counts[0]}'
+    lines = [f'Written by `{command}`; medians of {pairs} '
+             f'{"pairs" if max(counts) > 1 else "pair"}, ratio '
              'with its spread. '
              f'Every value: [{topic}.json]({topic}.json).', '',
              '| case | unit | stock | patched | ratio | goal | met |',

@@ -61,7 +61,7 @@ class Lint(Copy):
     def test_trailing_blank_added(self):
         patch = self.last()
         text = patch.read_text(encoding='utf-8')
-        match = re.search(r'^\+.*;$', text, re.M)
+        match = re.search(r'^\+[^+\n].*\S$', text, re.M)
         patch.write_text(text.replace(match[0], match[0] + ' ', 1),
                          encoding='utf-8')
         self.check_finding(patch.name, 'blank at the end of a line')

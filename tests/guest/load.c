@@ -3,16 +3,23 @@
  * its memory at a given rate and can tell at any time whether every byte is
  * what it wrote.
  *
- *   load MIB HOT_MIB PAGES_PER_SECOND
+ *   load MIB HOT_MIB PAGES_PER_SECOND [MODE]
  *
  * MIB of memory are filled with noise; then pages of the first HOT_MIB are
  * written to, in random order, 8 bytes each.  Each write goes to the next of
  * the page's 64 slots, so a page's contents follow from its number and the
  * number of writes to it, which is kept elsewhere.
  *
+ * MODE, besides that:
+ *   scatter  the HOT_MIB are single pages all over the memory
+ *   churn    memory is allocated, 256 bytes of each page are written, and it is
+ *            freed a little later, half as many pages per second as above
+ *   docs     the load generator of QEMU's documentation of XBZRLE: a byte per
+ *            KiB of 16 MiB, as fast as it can, and PAGES_PER_SECOND of 0
+ *
  * Prints READY, then one TICK line per second; a line "v" on standard input
  * is answered by a VERIFY line after all pages were compared; "r N" sets the
- * rate to N pages per second.
+ * rate to N pages per second; "w" prints the number of writes so far.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -35,6 +42,7 @@
 static uint64_t *memory;
 static uint32_t *writes;        /* per page */
 static uint64_t pages, hot, total, bad;
+static int scatter, churn, docs;
 
 static uint64_t mix(uint64_t x)
 {
@@ -86,6 +94,65 @@ static void verify(void)
            pages, wrong + bad, total);
 }
 
+/* The n-th page to write to; a multiplication by what is odd is a permutation. */
+static uint64_t hot_page(uint64_t n)
+{
+    uint64_t size = 1;
+
+    if (!scatter) {
+        return n;
+    }
+    while (size < pages) {
+        size *= 2;
+    }
+    do {
+        n = (n * 0x9e3779b1 + 0x7f4a7c15) & (size - 1);
+    } while (n >= pages);
+    return n;
+}
+
+#define CHURN_PAGES 1024
+#define CHURN_KEPT 16
+
+/* Allocate some pages and write to them, and free those of a while ago. */
+static void churn_pages(void)
+{
+    static uint64_t *kept[CHURN_KEPT], count;
+    uint64_t **slot = &kept[count++ % CHURN_KEPT];
+
+    if (*slot) {
+        munmap(*slot, CHURN_PAGES * PAGE);
+    }
+    *slot = mmap(NULL, CHURN_PAGES * PAGE, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (*slot == MAP_FAILED) {
+        *slot = NULL;
+        return;
+    }
+    for (uint64_t i = 0; i < CHURN_PAGES; i++) {
+        for (unsigned w = 0; w < 32; w++) {
+            (*slot)[i * WORDS + w] = mix(count * CHURN_PAGES + i + w);
+        }
+    }
+}
+
+/* QEMU's documentation has this; here it looks up now and then. */
+static void docs_round(void)
+{
+    static char *buf;
+
+    if (!buf) {
+        buf = calloc(4096, 4096);
+        if (!buf) {
+            return;
+        }
+    }
+    for (int i = 0; i < 4096 * 4; i++) {
+        ((volatile char *)buf)[i * 4096 / 4]++;
+    }
+    total++;
+}
+
 static uint64_t now_ns(void)
 {
     struct timespec ts;
@@ -98,6 +165,8 @@ static void command(const char *line, uint64_t *rate)
 {
     if (line[0] == 'v') {
         verify();
+    } else if (line[0] == 'w') {
+        printf("WRITES %" PRIu64 "\n", total);
     } else if (line[0] == 'r') {
         *rate = strtoull(line + 1, NULL, 10);
         printf("RATE %" PRIu64 "\n", *rate);
@@ -106,12 +175,18 @@ static void command(const char *line, uint64_t *rate)
 
 int main(int argc, char **argv)
 {
-    uint64_t rate, random = 1, next_tick, last, owed = 0;
+    uint64_t rate, random = 1, next_tick, last, owed = 0, churned = 0;
     char line[64];
     size_t len = 0;
 
-    if (argc != 4) {
-        fprintf(stderr, "usage: load MIB HOT_MIB PAGES_PER_SECOND\n");
+    if (argc == 5) {
+        scatter = !strcmp(argv[4], "scatter");
+        churn = !strcmp(argv[4], "churn");
+        docs = !strcmp(argv[4], "docs");
+    }
+    if (argc < 4 || argc > 5 || (argc == 5 && !scatter && !churn && !docs)) {
+        fprintf(stderr, "usage: load MIB HOT_MIB PAGES_PER_SECOND "
+                "[scatter|churn|docs]\n");
         return 2;
     }
     pages = strtoull(argv[1], NULL, 10) * 256;
@@ -152,13 +227,20 @@ int main(int argc, char **argv)
         }
         for (; owed >= 1000000; owed -= 1000000) {
             random = mix(random);
-            write_page(random % hot);
+            write_page(hot_page(random % hot));
+            if (churn && ++churned == 2 * CHURN_PAGES) {
+                churned = 0;
+                churn_pages();
+            }
+        }
+        if (docs) {
+            docs_round();
         }
         if (now >= next_tick) {
             printf("TICK writes=%" PRIu64 " bad=%" PRIu64 "\n", total, bad);
             next_tick = now + UINT64_C(1000000000);
         }
-        poll(&pfd, 1, 1);
+        poll(&pfd, 1, docs ? 0 : 1);
         while (read(STDIN_FILENO, &c, 1) == 1) {
             if (c == '\n' || c == '\r') {
                 line[len] = 0;

@@ -14,8 +14,8 @@
 #include <string.h>
 #include <time.h>
 
-int stock_encode(uint8_t *, uint8_t *, int, uint8_t *, int);
-int patched_encode(uint8_t *, uint8_t *, int, uint8_t *, int);
+int stock_xbzrle_encode_buffer(uint8_t *, uint8_t *, int, uint8_t *, int);
+int patched_xbzrle_encode_buffer(uint8_t *, uint8_t *, int, uint8_t *, int);
 
 #define PAGE 4096
 #define GUARD 64
@@ -106,8 +106,8 @@ int main(int argc, char **argv)
         seed = 0x9e3779b97f4a7c15 + pair;
         for (int i = 0; i < pages; i++) {
             fill_runs(old, new);
-            stock += overruns(stock_encode, old, new);
-            patched += overruns(patched_encode, old, new);
+            stock += overruns(stock_xbzrle_encode_buffer, old, new);
+            patched += overruns(patched_xbzrle_encode_buffer, old, new);
         }
         printf("overruns %d %d\n", stock, patched);
 
@@ -131,8 +131,8 @@ int main(int argc, char **argv)
                 }
             }
             for (int r = -2; r < rounds; r++) {
-                double x = encode_all(stock_encode);
-                double y = encode_all(patched_encode);
+                double x = encode_all(stock_xbzrle_encode_buffer);
+                double y = encode_all(patched_xbzrle_encode_buffer);
 
                 if (r >= 0) {
                     a += x;
