@@ -3,15 +3,19 @@
 Imported by bench, not a program.  A Linux guest that writes to its memory is
 switched to postcopy; how long its faults took is what the destination's
 query-migrate says, what it got done is counted in the guest.  With huge pages
-both QEMUs need a guest's worth of free ones (2 MiB each).
+both QEMUs need a guest's worth of free ones (2 MiB each).  The slow links are
+network namespaces, for which root is needed; tests/preempt/rawlink.c says in
+the same run what a request takes there without QEMU.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import os
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from qms import CACHE, PATCHED, STOCK, Error, say
+import netns
+from qms import CACHE, PATCHED, STOCK, TOP, Error, say
 from results import result_case
 
 MIB = 1 << 20
@@ -20,14 +24,21 @@ MEMORY = 512                    # of the guest, MiB
 FILL = 384                      # MiB that are written to, in random order
 RATE = 2000                     # pages per second
 TIME_MS = 64                    # a fault that took longer waited for a nap
+LINK_MEMORY, LINK_FILL = 1024, 768      # of the guest on a slow link
+PORT = 4444
+# A router without a configuration of its own puts this code point first: its
+# bits are those of the old "low delay".  DSCP 46 it does not.
+DSCP = 44
 
 
 class Case:
-    """huge: pages of 2 MiB; limit: max-postcopy-bandwidth, MB/s"""
+    """huge: pages of 2 MiB; limit: max-postcopy-bandwidth, MB/s; link: rate in
+    Mbit/s and whether a router has it, not the sending host"""
 
-    def __init__(self, title, huge, preempt, limit):
+    def __init__(self, title, huge, preempt, limit, link=None):
         self.title, self.huge = title, huge
         self.preempt, self.limit = preempt, limit
+        self.link = link
 
 
 CASES = {
@@ -38,6 +49,12 @@ CASES = {
                           20),
     'preempt-4k-0': Case('random, 4K pages, preempt, no limit', False, True,
                          0),
+    'link-1g-host': Case('1 Gbit sending host, random 4K, preempt', False,
+                         True, 0, (1000, False)),
+    'link-1g-router': Case('1 Gbit router hop, random 4K, preempt', False,
+                           True, 0, (1000, True)),
+    'link-200m-host': Case('200 Mbit sending host, random 4K, preempt', False,
+                           True, 0, (200, False)),
 }
 
 
@@ -65,6 +82,17 @@ def thread_ticks(pid, name):
     return 0
 
 
+def percentile(dist, share):
+    """Of a histogram with buckets [2^N, 2^(N+1)), as if within a bucket all
+    were spread evenly."""
+    want = sum(dist) * share
+    for i, n in enumerate(dist):
+        if n and want <= n:
+            return 2 ** i * (1 + want / n)
+        want -= n
+    return 0
+
+
 class Bench:
     def __init__(self, folder, quick):
         from guest import make_initrd
@@ -78,17 +106,18 @@ class Bench:
             raise Error('no kernel for the guest (scripts/deps guest)')
         make_initrd(CACHE / 'guest/busybox', self.initrd)
 
-    def guest(self, side, role, huge):
+    def guest(self, side, role, huge, size=(MEMORY, FILL), wrapper=()):
         from guest import Guest
         self.count += 1
+        memory, fill = size
         args = ['-name', f'{role},debug-threads=on']
         if huge:
             args += ['-object', 'memory-backend-memfd,id=ram,share=on,hugetlb='
-                     f'on,hugetlbsize=2M,size={MEMORY}M',
+                     f'on,hugetlbsize=2M,size={memory}M',
                      '-machine', 'memory-backend=ram']
         g = Guest(SIDES[side] / 'out/qemu-system-x86_64', self.folder,
-                  f'{side}-{role}-{self.count}', MEMORY, (FILL, FILL, RATE),
-                  role != 'boot', None, self.initrd, args)
+                  f'{side}-{role}-{self.count}', memory, (fill, fill, RATE),
+                  role != 'boot', None, self.initrd, args, wrapper=wrapper)
         self.open.append(g)
         return g
 
@@ -96,11 +125,11 @@ class Bench:
         while self.open:
             self.open.pop().close()
 
-    def image(self, huge):
+    def image(self, huge, size=(MEMORY, FILL)):
         """Booted once, with stock; every run starts from that state."""
-        if huge not in self.images:
-            path = self.folder / f'{"huge" if huge else "small"}.img'
-            g = self.guest('stock', 'boot', huge)
+        if (huge, size) not in self.images:
+            path = self.folder / f'{"huge" if huge else "small"}{size[0]}.img'
+            g = self.guest('stock', 'boot', huge, size)
             g.wait_text('READY', 300)
             g.wait_text('TICK', 60)
             g.qmp('stop')
@@ -108,37 +137,49 @@ class Bench:
             g.qmp('migrate', uri=f'file:{path}')
             g.wait_completed()
             self.close()
-            self.images[huge] = path
-        return self.images[huge]
+            self.images[huge, size] = path
+        return self.images[huge, size]
+
+    def postcopy(self, side, case, link=None):
+        """Migrate up to the switchover.  Returns source, destination, and how
+        long it took from the command on, s."""
+        size = (LINK_MEMORY, LINK_FILL) if link and not self.quick else \
+            (MEMORY, FILL)
+        image = self.image(case.huge, size)
+        src = self.guest(side, 'src', case.huge, size,
+                         link.enter(link.src) if link else ())
+        src.qmp('migrate-incoming', uri=f'file:{image}')
+        src.wait_completed()
+        src.qmp('cont')
+        src.wait_text('TICK', 60)
+        dst = self.guest(side, 'dst', case.huge, size,
+                         link.enter(link.dst) if link else ())
+        for g in (src, dst):
+            g.set_caps(postcopy_ram=True, postcopy_preempt=case.preempt,
+                       postcopy_blocktime=True)
+        uri = f'tcp:{netns.DST}:{PORT}' if link else \
+            f'unix:{self.folder}/mig{self.count}'
+        dst.qmp('migrate-incoming', uri=uri)
+        src.set_params(max_bandwidth=(case.limit or 256) * 1000000,
+                       downtime_limit=1,
+                       max_postcopy_bandwidth=case.limit * 1000000)
+        if link and link.router and side == 'patched':
+            src.set_params(postcopy_preempt_dscp=DSCP)
+        src.qmp('migrate', uri=uri)
+        src.wait_migration(
+            lambda i: i.get('ram', {}).get('transferred', 0) > 8 * MIB,
+            60, '8 MiB sent')
+        src.vm.get_qmp_events()
+        start = time.monotonic()
+        src.qmp('migrate-start-postcopy')
+        if not src.vm.event_wait('STOP', timeout=60):
+            raise Error('no switchover in 60 s')
+        return src, dst, time.monotonic() - start
 
     def run(self, side, case):
-        image = self.image(case.huge)
         seconds = 3 if self.quick else 6
         try:
-            src = self.guest(side, 'src', case.huge)
-            src.qmp('migrate-incoming', uri=f'file:{image}')
-            src.wait_completed()
-            src.qmp('cont')
-            src.wait_text('TICK', 60)
-            dst = self.guest(side, 'dst', case.huge)
-            for g in (src, dst):
-                g.set_caps(postcopy_ram=True, postcopy_preempt=case.preempt,
-                           postcopy_blocktime=True)
-            uri = f'unix:{self.folder}/mig{self.count}'
-            dst.qmp('migrate-incoming', uri=uri)
-            src.set_params(max_bandwidth=(case.limit or 256) * 1000000,
-                           downtime_limit=1,
-                           max_postcopy_bandwidth=case.limit * 1000000)
-            src.qmp('migrate', uri=uri)
-            src.wait_migration(
-                lambda i: i.get('ram', {}).get('transferred', 0) > 8 * MIB,
-                60, '8 MiB sent')
-            src.vm.get_qmp_events()
-            start = time.monotonic()
-            src.qmp('migrate-start-postcopy')
-            if not src.vm.event_wait('STOP', timeout=60):
-                raise Error('no switchover in 60 s')
-            stop = time.monotonic() - start
+            src, dst, stop = self.postcopy(side, case)
             pid = src.vm.get_pid()
             dst.wait_text('TICK', 60)
             writes, cpu = dst.writes(), thread_ticks(pid, 'mig/src/main')
@@ -165,6 +206,64 @@ class Bench:
                 'cpu': 100 * cpu / took,
                 'switchover': stop}, dist
 
+    def run_link(self, side, case, link):
+        """All of postcopy through a slow link."""
+        try:
+            src, dst, _ = self.postcopy(side, case, link)
+            sent = []
+
+            def look(info):
+                if info.get('status') == 'postcopy-active':
+                    sent.append((time.monotonic(),
+                                 info['ram']['postcopy-bytes']))
+                return info.get('status') == 'completed'
+
+            src.wait_migration(look, 180, 'migration completed')
+            info = dst.wait_completed()
+            dst.verify()
+        finally:
+            self.close()
+        if len(sent) < 10:
+            raise Error('postcopy was over too soon')
+        dist = info['postcopy-latency-dist']
+        (t0, b0), (t1, b1) = sent[0], sent[-1]
+        return {'link-average': info['postcopy-latency'] / 1000,
+                'link-p99': percentile(dist, 0.99),
+                'throughput': (b1 - b0) / (t1 - t0) / 1e6}, dist
+
+    def raw(self, link):
+        """The same link without QEMU: average and p99 of a request."""
+        program = self.folder / 'rawlink'
+        if not program.exists():
+            result = subprocess.run(
+                [os.environ.get('CC', 'cc'), '-O2', '-pthread', '-o',
+                 str(program), str(TOP / 'tests/preempt/rawlink.c')],
+                capture_output=True, text=True, check=False)
+            if result.returncode:
+                raise Error('rawlink does not compile: ' + (
+                    result.stderr.strip().splitlines() or ['?'])[-1])
+        seconds = 1 if self.quick else 5
+        with subprocess.Popen(
+                [*link.enter(link.dst), str(program), 'ask', netns.SRC,
+                 str(PORT), str(seconds)], stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True) as ask, \
+            subprocess.Popen(
+                [*link.enter(link.src), str(program), 'serve', netns.SRC,
+                 str(PORT), str(DSCP if link.router else 0)],
+                stderr=subprocess.DEVNULL) as serve:
+            try:
+                out, words = ask.communicate(timeout=seconds + 30)
+            except subprocess.TimeoutExpired as e:
+                raise Error('rawlink: no answer') from e
+            finally:
+                ask.kill()
+                serve.kill()
+        if ask.returncode:
+            raise Error(f'rawlink: {words.strip()}')
+        average, p99, rate = map(float, out.split())
+        return {'link-average': average, 'link-p99': p99,
+                'throughput': rate / 1e6}
+
 
 def side_by_side(faults):
     """The histograms as text, as upstream's series have them."""
@@ -186,6 +285,14 @@ def bench_preempt(pairs, quick, only=None):
     faults."""
     from guest import accelerator
     names = only or list(CASES)
+    why = netns.missing()
+    if why and any(CASES[n].link for n in names):
+        if only:
+            raise Error(f'no slow links: {why}')
+        say(f'without the slow links, as {why}')
+        names = [n for n in names if not CASES[n].link]
+    if quick and not only:
+        names = [n for n in names if not CASES[n].link or n == 'link-1g-host']
     need = 2 * MEMORY // 2
     if any(CASES[n].huge for n in names) and huge_pages() < need:
         if quick and not only:
@@ -197,21 +304,31 @@ def bench_preempt(pairs, quick, only=None):
     values, faults = {}, {}
     with tempfile.TemporaryDirectory(prefix='qms-bench.') as folder:
         bench = Bench(folder, quick)
+        def keep(name, side, found, dist=()):
+            for key, value in found.items():
+                values.setdefault((name, key), {}).setdefault(
+                    side, []).append(round(value, 3))
+            if dist:
+                total = faults.setdefault(name, {}).setdefault(
+                    side, {}).setdefault('qemu', [0] * 40)
+                for i, n in enumerate(dist):
+                    total[i] += n
+            say(f'  {name}, {side}: ' + ', '.join(
+                f'{k} {v:.4g}' for k, v in found.items()))
+
         try:
             for name in names:
+                case = CASES[name]
                 say(f'{name}, {pairs} pairs')
                 for _ in range(pairs):
-                    for side in SIDES:
-                        found, dist = bench.run(side, CASES[name])
-                        for key, value in found.items():
-                            values.setdefault((name, key), {}).setdefault(
-                                side, []).append(round(value, 3))
-                        total = faults.setdefault(name, {}).setdefault(
-                            side, {}).setdefault('qemu', [0] * 40)
-                        for i, n in enumerate(dist):
-                            total[i] += n
-                        say(f'  {name}, {side}: ' + ', '.join(
-                            f'{k} {v:.4g}' for k, v in found.items()))
+                    if not case.link:
+                        for side in SIDES:
+                            keep(name, side, *bench.run(side, case))
+                        continue
+                    with netns.Link(*case.link) as link:
+                        for side in SIDES:
+                            keep(name, side, *bench.run_link(side, case, link))
+                        keep(name, 'raw', bench.raw(link))
         finally:
             bench.close()
 
@@ -223,7 +340,14 @@ def bench_preempt(pairs, quick, only=None):
         ('vanilla-4k-20', 'average'): ('ratio', '<=', 0.1),
         ('vanilla-4k-20', 'rate'): ('patched', '>=', 1900),
         ('vanilla-4k-20', 'cpu'): ('patched', '<=', 10),
-        ('preempt-4k-0', 'average'): ('ratio', '<=', 1)}
+        ('preempt-4k-0', 'average'): ('ratio', '<=', 1),
+        ('link-1g-host', 'link-average'): ('ratio', '<=', 0.2),
+        ('link-1g-router', 'link-average'): ('ratio', '<=', 0.1),
+        ('link-200m-host', 'link-average'): ('ratio', '<=', 0.07),
+        **{(n, 'link-p99'): ('ratio', '<=', 0.2) for n in CASES},
+        **{(n, 'throughput'): ('ratio', '>=', 0.97) for n in CASES},
+        ('link-1g-router', 'raw'): ('ratio', '<=', 2),
+        ('link-200m-host', 'raw'): ('ratio', '<=', 2)}
     what = {'average': ('average fault', 'us', 'lower'),
             'longest': ('longest fault, no more than', 'ms', 'lower'),
             'slow': (f'faults of {TIME_MS} ms and more', 'faults', 'lower'),
@@ -231,7 +355,26 @@ def bench_preempt(pairs, quick, only=None):
                      'higher'),
             'cpu': ('migration thread while the limit holds', '% of a CPU',
                     'lower'),
-            'switchover': ('migrate-start-postcopy to STOP', 's', 'lower')}
+            'switchover': ('migrate-start-postcopy to STOP', 's', 'lower'),
+            'link-average': ('average fault', 'us', 'lower'),
+            'link-p99': ('99 % of the faults, no more than', 'us', 'lower'),
+            'throughput': ('pages in the background and on request', 'MB/s',
+                           'higher'),
+            'raw': ('average fault against raw TCP', 'us', 'lower')}
+    notes = {'longest': 'from the destination\'s histogram',
+             'slow': 'from the destination\'s histogram',
+             'link-p99': 'from the destination\'s histogram, interpolated '
+                         'within a bucket',
+             'throughput': 'both together, for what is sent on request is not '
+                           'sent in the background',
+             'raw': 'the column of stock is a request of 20 B and an answer of '
+                    '4104 B over TCP beside a greedy stream, with the same '
+                    'socket options, in the same run'}
+    for name in names:
+        if CASES[name].link:
+            found = values[name, 'link-average']
+            values[name, 'raw'] = {'stock': found['raw'],
+                                   'patched': found['patched']}
     cases = []
     for (name, key), v in values.items():
         text, unit, better = what[key]
@@ -240,6 +383,5 @@ def bench_preempt(pairs, quick, only=None):
             f'{name}-{key}', f'{CASES[name].title}: {text}', unit, better,
             v['stock'], v['patched'],
             goal and dict(zip(('on', 'op', 'value'), goal)),
-            'from the destination\'s histogram'
-            if key in ('longest', 'slow') else ''))
+            notes.get(key, '')))
     return cases, accelerator(), faults

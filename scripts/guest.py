@@ -64,10 +64,11 @@ class Guest:
     incoming  wait for a migration instead of booting
     kernel    Debian's, unless told otherwise
     initrd    what make_initrd() made
+    wrapper   words to put before the command
     """
 
     def __init__(self, binary, folder, name, memory, load, incoming=False,
-                 kernel=None, initrd=None, args=(), append=''):
+                 kernel=None, initrd=None, args=(), append='', wrapper=()):
         from qemu.machine import QEMUMachine   # the tree's own
         self.name = name
         self.text = ''
@@ -85,7 +86,7 @@ class Guest:
             'wait=off', '-serial', 'chardev:s0', *args]
         if incoming:
             options += ['-incoming', 'defer']
-        self.vm = QEMUMachine(str(binary), options, name=name,
+        self.vm = QEMUMachine(str(binary), options, wrapper, name=name,
                               base_temp_dir=str(folder), qmp_timer=60)
         self.serial = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
