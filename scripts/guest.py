@@ -25,15 +25,32 @@ def accelerator():
         else 'tcg'
 
 
-def make_initrd(busybox, out):
-    """busybox, init and the load program in a cpio archive."""
+def guest_modules():
+    """What the guest's kernel needs for virtio-balloon and virtio-blk, in the
+    order in which it can be loaded."""
+    drivers = 'lib/modules/*/kernel/drivers'
+    found = []
+    for name in ('virtio/virtio', 'virtio/virtio_ring',
+                 'virtio/virtio_pci_modern_dev',
+                 'virtio/virtio_pci_legacy_dev', 'virtio/virtio_pci',
+                 'virtio/virtio_balloon', 'block/virtio_blk'):
+        paths = list((CACHE / 'guest').glob(f'{drivers}/{name}.ko'))
+        if not paths:
+            raise Error(f'the guest\'s kernel has no module {name} (scripts/'
+                        'deps guest)')
+        found.append(paths[0])
+    return found
+
+
+def make_initrd(busybox, out, modules=()):
+    """busybox, init, the load program and modules in a cpio archive."""
     root = out.parent / 'initrd'
     for d in ('bin', 'dev', 'proc'):
         (root / d).mkdir(parents=True, exist_ok=True)
     load = root / 'load'
     cc = os.environ.get('CC', 'cc')
     result = subprocess.run(
-        [cc, '-O2', '-static', '-o', str(load),
+        [cc, '-O2', '-static', '-pthread', '-o', str(load),
          str(TOP / 'tests/guest/load.c')],
         capture_output=True, text=True, check=False)
     if result.returncode:
@@ -41,6 +58,10 @@ def make_initrd(busybox, out):
                     + (result.stderr.strip().splitlines() or ['?'])[-1])
     (root / 'bin/busybox').write_bytes(Path(busybox).read_bytes())
     (root / 'init').write_bytes((TOP / 'tests/guest/init').read_bytes())
+    (root / 'modules').mkdir(exist_ok=True)
+    for i, module in enumerate(modules):
+        (root / f'modules/{i:02}-{module.name}').write_bytes(
+            module.read_bytes())
     for f in ('bin/busybox', 'init', 'load'):
         (root / f).chmod(0o755)
     (root / 'bin/sh').unlink(missing_ok=True)

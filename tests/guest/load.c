@@ -20,13 +20,25 @@
  * Prints READY, then one TICK line per second; a line "v" on standard input
  * is answered by a VERIFY line after all pages were compared; "r N" sets the
  * rate to N pages per second; "w" prints the number of writes so far.
+ * For free page hints there are also
+ *
+ *   f MIB  writes to MIB of other memory and frees it, then prints FREED
+ *   p MIB  keeps allocating other memory, writing to all of it, comparing it
+ *          and freeing it, MIB at most at a time; its pages count in VERIFY;
+ *          0 frees all of it
+ *   z MS   keeps the CPU for so long, from the kernel's own threads too
+ *   d      begins to read from /dev/vda; from the second time on it prints
+ *          READS, and how long the longest took since the last time
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -78,9 +90,183 @@ static void write_page(uint64_t page)
     total++;
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return ts.tv_sec * UINT64_C(1000000000) + ts.tv_nsec;
+}
+
+/* Memory that comes and goes, in pieces of a MiB. */
+#define PIECE_PAGES 256
+
+static struct piece {
+    uint64_t *memory;
+    uint64_t seed;
+} *pieces;
+static uint64_t piece_count, piece_target, piece_max;
+
+/* No two pages have the same contents, nor one of them twice. */
+static void piece_write(struct piece *piece)
+{
+    static uint64_t seed;
+
+    piece->seed = mix((uintptr_t)piece->memory + ++seed);
+    for (uint64_t i = 0; i < PIECE_PAGES * WORDS; i++) {
+        piece->memory[i] = piece->seed + i;
+    }
+}
+
+static uint64_t piece_wrong_pages(const struct piece *piece)
+{
+    uint64_t wrong = 0;
+
+    for (uint64_t page = 0; page < PIECE_PAGES; page++) {
+        for (uint64_t i = page * WORDS; i < (page + 1) * WORDS; i++) {
+            if (piece->memory[i] != piece->seed + i) {
+                wrong++;
+                break;
+            }
+        }
+    }
+    return wrong;
+}
+
+static void piece_step(void)
+{
+    static uint64_t random = 1;
+    struct piece *piece;
+
+    random = mix(random);
+    if (piece_count == piece_target) {
+        piece_target = random % (piece_max + 1);
+    }
+    if (piece_count < piece_target) {
+        piece = &pieces[piece_count];
+        piece->memory = mmap(NULL, PIECE_PAGES * PAGE, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (piece->memory == MAP_FAILED) {
+            piece_target = piece_count;
+            return;
+        }
+        piece_count++;
+        piece_write(piece);
+    } else if (piece_count) {
+        piece = &pieces[random % piece_count];
+        bad += piece_wrong_pages(piece);
+        munmap(piece->memory, PIECE_PAGES * PAGE);
+        *piece = pieces[--piece_count];
+    }
+    if (piece_count && random >> 62 == 0) {
+        piece = &pieces[(random >> 32) % piece_count];
+        bad += piece_wrong_pages(piece);
+        piece_write(piece);
+    }
+}
+
+static void set_piece_max(uint64_t mib)
+{
+    if (!pieces) {
+        pieces = calloc(65536, sizeof(*pieces));
+    }
+    piece_max = pieces && mib <= 65536 ? mib : 0;
+    piece_target = piece_max;
+    while (!piece_max && piece_count) {
+        piece_step();
+    }
+    printf("PIECES %" PRIu64 "\n", piece_max);
+}
+
+static void fill_and_free(uint64_t mib)
+{
+    uint64_t size = mib << 20;
+    uint64_t *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (p == MAP_FAILED) {
+        printf("FREED 0\n");
+        return;
+    }
+    for (uint64_t i = 0; i < size / 8; i++) {
+        p[i] = i + 1;
+    }
+    munmap(p, size);
+    printf("FREED %" PRIu64 "\n", mib);
+}
+
+static void keep_cpu(uint64_t ms)
+{
+    struct sched_param param = { .sched_priority = 50 };
+    uint64_t end = now_ns() + ms * 1000000;
+
+    sched_setscheduler(0, SCHED_FIFO, &param);
+    while (now_ns() < end) {
+        /* nothing */
+    }
+    param.sched_priority = 0;
+    sched_setscheduler(0, SCHED_OTHER, &param);
+    printf("KEPT %" PRIu64 "\n", ms);
+}
+
+static uint64_t reads, longest_read, read_began;    /* ns */
+
+static void *read_disk(void *opaque)
+{
+    static char buf[PAGE] __attribute__((aligned(PAGE)));
+    struct timespec pause = { 0, 500000 };
+    int fd = *(int *)opaque;
+    uint64_t random = 1, began, took;
+
+    for (;;) {
+        random = mix(random);
+        began = now_ns();
+        __atomic_store_n(&read_began, began, __ATOMIC_SEQ_CST);
+        if (pread(fd, buf, PAGE, random % 4096 * PAGE) != PAGE) {
+            printf("READS failed: %s\n", strerror(errno));
+            return NULL;
+        }
+        took = now_ns() - began;
+        __atomic_store_n(&read_began, 0, __ATOMIC_SEQ_CST);
+        if (took > __atomic_load_n(&longest_read, __ATOMIC_SEQ_CST)) {
+            __atomic_store_n(&longest_read, took, __ATOMIC_SEQ_CST);
+        }
+        __atomic_add_fetch(&reads, 1, __ATOMIC_SEQ_CST);
+        nanosleep(&pause, NULL);
+    }
+}
+
+static void disk(void)
+{
+    static int fd = -1;
+    pthread_t thread;
+    uint64_t longest, began, waits;
+
+    if (fd < 0) {
+        fd = open("/dev/vda", O_RDONLY | O_DIRECT);
+        if (fd < 0 || pthread_create(&thread, NULL, read_disk, &fd)) {
+            printf("READS failed: %s\n", strerror(errno));
+            return;
+        }
+        printf("READS begin\n");
+        return;
+    }
+    /* One that has no end yet counts, too. */
+    began = __atomic_load_n(&read_began, __ATOMIC_SEQ_CST);
+    waits = began ? now_ns() - began : 0;
+    longest = __atomic_exchange_n(&longest_read, 0, __ATOMIC_SEQ_CST);
+    printf("READS n=%" PRIu64 " longest_us=%" PRIu64 "\n",
+           __atomic_load_n(&reads, __ATOMIC_SEQ_CST),
+           (longest > waits ? longest : waits) / 1000);
+}
+
 static void verify(void)
 {
     uint64_t wrong = 0;
+
+    for (uint64_t i = 0; i < piece_count; i++) {
+        wrong += piece_wrong_pages(&pieces[i]);
+    }
 
     for (uint64_t page = 0; page < pages; page++) {
         for (unsigned w = 0; w < WORDS; w++) {
@@ -91,7 +277,7 @@ static void verify(void)
         }
     }
     printf("VERIFY pages=%" PRIu64 " bad=%" PRIu64 " writes=%" PRIu64 "\n",
-           pages, wrong + bad, total);
+           pages + piece_count * PIECE_PAGES, wrong + bad, total);
 }
 
 /* The n-th page to write to; a multiplication by what is odd is a permutation. */
@@ -153,14 +339,6 @@ static void docs_round(void)
     total++;
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return ts.tv_sec * UINT64_C(1000000000) + ts.tv_nsec;
-}
-
 static void command(const char *line, uint64_t *rate)
 {
     if (line[0] == 'v') {
@@ -170,6 +348,14 @@ static void command(const char *line, uint64_t *rate)
     } else if (line[0] == 'r') {
         *rate = strtoull(line + 1, NULL, 10);
         printf("RATE %" PRIu64 "\n", *rate);
+    } else if (line[0] == 'f') {
+        fill_and_free(strtoull(line + 1, NULL, 10));
+    } else if (line[0] == 'p') {
+        set_piece_max(strtoull(line + 1, NULL, 10));
+    } else if (line[0] == 'z') {
+        keep_cpu(strtoull(line + 1, NULL, 10));
+    } else if (line[0] == 'd') {
+        disk();
     }
 }
 
@@ -235,6 +421,9 @@ int main(int argc, char **argv)
         }
         if (docs) {
             docs_round();
+        }
+        if (piece_max) {
+            piece_step();
         }
         if (now >= next_tick) {
             printf("TICK writes=%" PRIu64 " bad=%" PRIu64 "\n", total, bad);
