@@ -26,7 +26,8 @@ KEPT = 16                       # MiB that the guest keeps and verifies
 PATTERN = 320, 64, 150          # MiB: a guest, what it keeps, and what comes
                                 # and goes, which is nearly all that it has
 COUNTS = {'stock': 8, 'patched': 40}    # its migrations per pair
-SWITCH = 0.7                    # s, to postcopy: in the bulk stage
+SWITCH = 0.7, 3.5               # s, to postcopy: before the guest has hinted all,
+                                # and after, at the latest
 HUNG = 10                       # s without an answer
 SINK = 'exec:exec cat >/dev/null'
 
@@ -117,7 +118,7 @@ class Bench:
         make_initrd(CACHE / 'guest/busybox', self.initrd, guest_modules())
 
     def guest(self, side, role, memory=None, init=1, hints=True, kept=KEPT,
-              shared=False, huge=False, args=()):
+              cpu=None, shared=False, huge=False, args=()):
         """A QEMU; shared: virtio-blk has the balloon's iothread."""
         self.count += 1
         name = f'{side}-{role}-{self.count}'
@@ -139,7 +140,8 @@ class Bench:
                       '-device', 'virtio-blk-pci,drive=disk,iothread='
                       + ('io0' if shared else 'io1'),
                       '-qmp', f'unix:{self.monitor_path(name)},server=on,'
-                      'wait=off', *args], f'init_on_alloc={init}')
+                      'wait=off', *(['-cpu', cpu] if cpu else []), *args],
+                  f'init_on_alloc={init}')
         self.open.append(g)
         return g
 
@@ -155,12 +157,13 @@ class Bench:
         while self.open:
             self.open.pop().close()
 
-    def image(self, memory, init, hints, kept):
+    def image(self, memory, init, hints, kept, cpu):
         """Booted once, with stock; every run starts from that state."""
-        key = memory or self.memory, init, hints, kept
+        key = memory or self.memory, init, hints, kept, cpu
         if key not in self.images:
             path = self.folder / f'{len(self.images)}.img'
-            g = self.guest('stock', 'boot', memory, init, hints, kept)
+            g = self.guest('stock', 'boot', memory, init, hints, kept,
+                           cpu)
             g.wait_text('READY', 300)
             g.wait_text('TICK', 60)
             g.qmp('stop')
@@ -173,10 +176,10 @@ class Bench:
         return self.images[key]
 
     def source(self, side, memory=None, init=1, hints=True, kept=KEPT,
-               freed=None, **kw):
+               cpu=None, freed=None, **kw):
         """A guest that runs, and has filled and freed memory."""
-        image = self.image(memory, init, hints, kept)
-        src = self.guest(side, 'src', memory, init, hints, kept, **kw)
+        image = self.image(memory, init, hints, kept, cpu)
+        src = self.guest(side, 'src', memory, init, hints, kept, cpu, **kw)
         src.qmp('migrate-incoming', uri=f'file:{image}')
         src.wait_completed()
         src.qmp('cont')
@@ -188,15 +191,16 @@ class Bench:
         return src
 
     def precopy(self, side, init=1, limit=0, hints=True, postcopy=False,
-                switch=None):
+                switch=None, cpu=None):
         """Migrate the guest, limit in MB/s; returns figures.
 
         postcopy: the capability is set; switch: to postcopy, so many seconds
-        after the beginning.
+        after the beginning, or when nearly all that was freed is hinted, if
+        that is known.
         """
         try:
-            src = self.source(side, init=init, hints=hints)
-            dst = self.guest(side, 'dst', init=init, hints=hints)
+            src = self.source(side, init=init, hints=hints, cpu=cpu)
+            dst = self.guest(side, 'dst', init=init, hints=hints, cpu=cpu)
             for g in (src, dst):
                 g.set_caps(postcopy_ram=postcopy)
             uri = f'unix:{self.folder}/mig{self.count}'
@@ -205,7 +209,11 @@ class Bench:
             threads = Threads(src.vm.get_pid())
             src.qmp('migrate', uri=uri)
             if switch is not None:
-                time.sleep(switch)
+                end = time.monotonic() + switch
+                while time.monotonic() < end and src.migration().get(
+                        'free-page-hint', {}).get('hinted-bytes', 0) < \
+                        0.9 * self.freed * MIB:
+                    time.sleep(0.02)
                 src.qmp('migrate-start-postcopy')
             info = src.wait_completed()
             times = threads.finish()
@@ -233,6 +241,26 @@ def unlimited(b, side, init):
 def unlimited_1(b, side):
     """The guest zeroes the pages that it hints, Debian's default."""
     return unlimited(b, side, 1)
+
+
+FAST_CPU = 'max,erms=off,fsrm=off'
+
+
+@case({'unlimited-1-fast-mib': Figure(
+           'unlimited, init_on_alloc=1, guest that zeroes faster: transferred',
+           'MiB', note='the CPU without ERMS: TCG does `rep stosb`, with '
+           'which the guest zeroes pages, byte by byte, which takes 10 us '
+           'per page'),
+       'unlimited-1-fast-time': Figure(
+           'unlimited, init_on_alloc=1, guest that zeroes faster: total time',
+           's')}, quick=False)
+def unlimited_1_fast(b, side):
+    """How fast the guest is against the migration thread decides."""
+    if accelerator() != 'tcg':
+        raise Error('for TCG only')
+    found = b.precopy(side, cpu=FAST_CPU)
+    return {'unlimited-1-fast-mib': found['mib'],
+            'unlimited-1-fast-time': found['seconds']}
 
 
 @case({'unlimited-0-mib': Figure(
@@ -266,22 +294,30 @@ def off(b, side):
        'postcopy-set-share': Figure(
            '100 MB/s, postcopy-ram set, not switched: transferred, of the '
            'figure without it', 'x', ('patched', '<=', 1.3)),
+       'postcopy-switched-mib': Figure(
+           '100 MB/s, switched to postcopy in the bulk stage, when the guest '
+           'has hinted: transferred', 'MiB'),
+       'postcopy-switched-share': Figure(
+           '100 MB/s, switched to postcopy in the bulk stage, when the guest '
+           'has hinted: transferred, of the figure of precopy', 'x',
+           ('patched', '<=', 1.3)),
        'postcopy-early-mib': Figure(
-           '100 MB/s, switched to postcopy early: transferred', 'MiB'),
-       'postcopy-early-share': Figure(
-           '100 MB/s, switched to postcopy early: transferred, of the '
-           'figure of precopy', 'x', ('patched', '<=', 1.3))}, quick=False)
+           f'100 MB/s, switched to postcopy after {SWITCH[0]} s: transferred',
+           'MiB', note='what the guest has not hinted by then is sent')},
+      quick=False)
 def limited(b, side):
     """A limit, and postcopy under the same."""
     plain = b.precopy(side, limit=100)
     unswitched = b.precopy(side, limit=100, postcopy=True)
-    early = b.precopy(side, limit=100, postcopy=True, switch=SWITCH)
+    switched = b.precopy(side, limit=100, postcopy=True, switch=SWITCH[1])
+    early = b.precopy(side, limit=100, postcopy=True, switch=SWITCH[0])
     return {'limited-mib': plain['mib'], 'limited-time': plain['seconds'],
             'limited-iothread': plain['iothread'],
             'postcopy-set-mib': unswitched['mib'],
             'postcopy-set-share': unswitched['mib'] / plain['mib'],
-            'postcopy-early-mib': early['mib'],
-            'postcopy-early-share': early['mib'] / plain['mib']}
+            'postcopy-switched-mib': switched['mib'],
+            'postcopy-switched-share': switched['mib'] / plain['mib'],
+            'postcopy-early-mib': early['mib']}
 
 
 def cancel(guest):
