@@ -25,7 +25,7 @@ MEMORY, FREED = 2048, 1500      # of the guest, and what it frees, MiB
 KEPT = 16                       # MiB that the guest keeps and verifies
 PATTERN = 320, 64, 150          # MiB: a guest, what it keeps, and what comes
                                 # and goes, which is nearly all that it has
-COUNTS = {'stock': 8, 'patched': 40}    # its migrations per pair
+MIGRATIONS = 40                 # of it, per pair
 SWITCH = 0.7, 3.5               # s, to postcopy: before the guest has hinted all,
                                 # and after, at the latest
 HUNG = 10                       # s without an answer
@@ -487,7 +487,9 @@ class Chain:
             elif src.migration()['status'] == 'active':
                 src.qmp('stop')
                 self.pause(0, 0.2)
-                src.qmp('cont')
+                # it can be over now, and the guest stopped over there
+                if src.migration()['status'] == 'active':
+                    src.qmp('cont')
 
     def migrate(self):
         """Pages with wrong contents after one migration, and what it was."""
@@ -511,6 +513,8 @@ class Chain:
             self.disturb(src)
             self.pause(0, 0.5)
             cancel(src)
+            if src.qmp('query-status')['status'] != 'running':
+                src.qmp('cont')
         src.set_params(max_bandwidth=r.choice([10, 20, 50, 100, 0]) * MIB,
                        downtime_limit=1)
         src.qmp('migrate', uri=uri)
@@ -522,6 +526,8 @@ class Chain:
         src.set_params(max_bandwidth=0, downtime_limit=20000)
         info = src.wait_completed()
         dst.wait_completed()
+        if dst.qmp('query-status')['status'] == 'paused':
+            dst.qmp('cont')
         for key, value in info.get('free-page-hint', {}).items():
             self.sums[key] = self.sums.get(key, 0) + value
         match = dst.say('v', r'VERIFY pages=(\d+) bad=(\d+)', 120)
@@ -545,7 +551,7 @@ class Chain:
                                     better='higher')})
 def pattern(b, side):
     """Bandwidth, delays, cancels and switchovers by chance."""
-    count = 2 if b.quick else COUNTS[side]
+    count = 2 if b.quick else MIGRATIONS
     found = {'pattern-wrong': 0, 'pattern-pages': 0, 'pattern-migrations': 0}
     sums = {}
     for init in (0,) if b.quick else (0, 1):
