@@ -26,8 +26,13 @@ KEPT = 16                       # MiB that the guest keeps and verifies
 PATTERN = 320, 64, 150          # MiB: a guest, what it keeps, and what comes
                                 # and goes, which is nearly all that it has
 MIGRATIONS = 40                 # of it, per pair
-SWITCH = 0.7, 3.5               # s, to postcopy: before the guest has hinted all,
-                                # and after, at the latest
+SWITCH = 0.7, 3.5               # s, to postcopy: before the guest has hinted
+                                # all, and after, at the latest
+
+# Otherwise the guest's balloon driver keeps the only vCPU for as long as it
+# hints, and that is what who reads from the disk would see.
+PREEMPTIBLE = 'preempt=full'
+
 HUNG = 10                       # s without an answer
 SINK = 'exec:exec cat >/dev/null'
 
@@ -118,7 +123,7 @@ class Bench:
         make_initrd(CACHE / 'guest/busybox', self.initrd, guest_modules())
 
     def guest(self, side, role, memory=None, init=1, hints=True, kept=KEPT,
-              cpu=None, shared=False, huge=False, args=()):
+              cpu=None, append='', shared=False, huge=False, args=()):
         """A QEMU; shared: virtio-blk has the balloon's iothread."""
         self.count += 1
         name = f'{side}-{role}-{self.count}'
@@ -141,7 +146,7 @@ class Bench:
                       + ('io0' if shared else 'io1'),
                       '-qmp', f'unix:{self.monitor_path(name)},server=on,'
                       'wait=off', *(['-cpu', cpu] if cpu else []), *args],
-                  f'init_on_alloc={init}')
+                  f'init_on_alloc={init} {append}')
         self.open.append(g)
         return g
 
@@ -157,13 +162,13 @@ class Bench:
         while self.open:
             self.open.pop().close()
 
-    def image(self, memory, init, hints, kept, cpu):
+    def image(self, memory, init, hints, kept, cpu, append):
         """Booted once, with stock; every run starts from that state."""
-        key = memory or self.memory, init, hints, kept, cpu
+        key = memory or self.memory, init, hints, kept, cpu, append
         if key not in self.images:
             path = self.folder / f'{len(self.images)}.img'
             g = self.guest('stock', 'boot', memory, init, hints, kept,
-                           cpu)
+                           cpu, append)
             g.wait_text('READY', 300)
             g.wait_text('TICK', 60)
             g.qmp('stop')
@@ -176,10 +181,11 @@ class Bench:
         return self.images[key]
 
     def source(self, side, memory=None, init=1, hints=True, kept=KEPT,
-               cpu=None, freed=None, **kw):
+               cpu=None, append='', freed=None, **kw):
         """A guest that runs, and has filled and freed memory."""
-        image = self.image(memory, init, hints, kept, cpu)
-        src = self.guest(side, 'src', memory, init, hints, kept, cpu, **kw)
+        image = self.image(memory, init, hints, kept, cpu, append)
+        src = self.guest(side, 'src', memory, init, hints, kept, cpu, append,
+                         **kw)
         src.qmp('migrate-incoming', uri=f'file:{image}')
         src.wait_completed()
         src.qmp('cont')
@@ -368,7 +374,8 @@ def stops(b, side, tries, limit, earliest, latest, **kw):
            '%', ('patched', '>=', 100), 'higher')})
 def stop_disk(b, side):
     """The guest reads from the disk all the time."""
-    took = stops(b, side, 3 if b.quick else 20, 100, 0.02, 0.8, shared=True)
+    took = stops(b, side, 3 if b.quick else 20, 100, 0.02, 0.8, shared=True,
+                 append=PREEMPTIBLE)
     hung = sum(t >= b.hung for t in took)
     b.notes['stop-disk', side] = f'{side}: {len(took)} tries per pair' \
         if not hung else f'{side}: no more tries after one that hung'
@@ -391,7 +398,7 @@ def stop_huge(b, side):
 def reads(b, side):
     """The longest that the guest saw, until just before the switchover."""
     answer = r'READS n=(\d+) longest_us=(\d+)\r?\n'
-    src = b.source(side, shared=True)
+    src = b.source(side, shared=True, append=PREEMPTIBLE)
     monitor = b.monitor(src)
     src.say('d', r'READS begin')
     src.say('d', answer)
