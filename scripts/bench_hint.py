@@ -183,6 +183,8 @@ class Bench:
     def source(self, side, memory=None, init=1, hints=True, kept=KEPT,
                cpu=None, append='', freed=None, **kw):
         """A guest that runs, and has filled and freed memory."""
+        if self.quick:
+            append = PREEMPTIBLE    # one to boot less
         image = self.image(memory, init, hints, kept, cpu, append)
         src = self.guest(side, 'src', memory, init, hints, kept, cpu, append,
                          **kw)
