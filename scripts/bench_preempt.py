@@ -33,12 +33,15 @@ DSCP = 44
 
 class Case:
     """huge: pages of 2 MiB; limit: max-postcopy-bandwidth, MB/s; link: rate in
-    Mbit/s and whether a router has it, not the sending host"""
+    Mbit/s and whether a router has it, not the sending host; mode: of the load
+    program; cpus: of the guest; rate: of its writes, pages per s and CPU"""
 
-    def __init__(self, title, huge, preempt, limit, link=None):
+    def __init__(self, title, huge, preempt, limit, link=None, mode='',
+                 cpus=1, rate=RATE):
         self.title, self.huge = title, huge
         self.preempt, self.limit = preempt, limit
-        self.link = link
+        self.link, self.mode, self.cpus = link, mode, cpus
+        self.guest = (huge, mode, cpus, rate)
 
 
 CASES = {
@@ -49,6 +52,17 @@ CASES = {
                           20),
     'preempt-4k-0': Case('random, 4K pages, preempt, no limit', False, True,
                          0),
+    'seq-4k-20': Case('sequential, 4K pages, preempt, 20 MB/s', False, True,
+                      20, mode='seq'),
+    'seq-4k-20-fast': Case('sequential, 20000 pages/s, 4K pages, preempt, '
+                           '20 MB/s', False, True, 20, mode='seq', rate=20000),
+    'seq-2m-20': Case('sequential, 2M pages, preempt, 20 MB/s', True, True, 20,
+                      mode='seq'),
+    'seq-4k-0': Case('sequential, 4K pages, preempt, no limit', False, True, 0,
+                     mode='seq'),
+    **{f'vcpus-{n}': Case(f'random, 4K pages, preempt, no limit, {n} vCPUs',
+                          False, True, 0, mode='par', cpus=n)
+       for n in (1, 2, 4)},
     'link-1g-host': Case('1 Gbit sending host, random 4K, preempt', False,
                          True, 0, (1000, False)),
     'link-1g-router': Case('1 Gbit router hop, random 4K, preempt', False,
@@ -106,8 +120,9 @@ class Bench:
             raise Error('no kernel for the guest (scripts/deps guest)')
         make_initrd(CACHE / 'guest/busybox', self.initrd)
 
-    def guest(self, side, role, huge, size=(MEMORY, FILL), wrapper=()):
+    def guest(self, side, role, kind, size=(MEMORY, FILL), wrapper=()):
         from guest import Guest
+        huge, mode, cpus, rate = kind
         self.count += 1
         memory, fill = size
         args = ['-name', f'{role},debug-threads=on']
@@ -116,8 +131,10 @@ class Bench:
                      f'on,hugetlbsize=2M,size={memory}M',
                      '-machine', 'memory-backend=ram']
         g = Guest(SIDES[side] / 'out/qemu-system-x86_64', self.folder,
-                  f'{side}-{role}-{self.count}', memory, (fill, fill, RATE),
-                  role != 'boot', None, self.initrd, args, wrapper=wrapper)
+                  f'{side}-{role}-{self.count}', memory,
+                  (fill, fill, rate, mode) if mode else (fill, fill, rate),
+                  role != 'boot', None, self.initrd, args, wrapper=wrapper,
+                  cpus=cpus)
         self.open.append(g)
         return g
 
@@ -125,11 +142,11 @@ class Bench:
         while self.open:
             self.open.pop().close()
 
-    def image(self, huge, size=(MEMORY, FILL)):
+    def image(self, kind, size=(MEMORY, FILL)):
         """Booted once, with stock; every run starts from that state."""
-        if (huge, size) not in self.images:
-            path = self.folder / f'{"huge" if huge else "small"}{size[0]}.img'
-            g = self.guest('stock', 'boot', huge, size)
+        if (kind, size) not in self.images:
+            path = self.folder / f'{len(self.images)}.img'
+            g = self.guest('stock', 'boot', kind, size)
             g.wait_text('READY', 300)
             g.wait_text('TICK', 60)
             g.qmp('stop')
@@ -137,22 +154,22 @@ class Bench:
             g.qmp('migrate', uri=f'file:{path}')
             g.wait_completed()
             self.close()
-            self.images[huge, size] = path
-        return self.images[huge, size]
+            self.images[kind, size] = path
+        return self.images[kind, size]
 
     def postcopy(self, side, case, link=None):
         """Migrate up to the switchover.  Returns source, destination, and how
         long it took from the command on, s."""
         size = (LINK_MEMORY, LINK_FILL) if link and not self.quick else \
             (MEMORY, FILL)
-        image = self.image(case.huge, size)
-        src = self.guest(side, 'src', case.huge, size,
+        image = self.image(case.guest, size)
+        src = self.guest(side, 'src', case.guest, size,
                          link.enter(link.src) if link else ())
         src.qmp('migrate-incoming', uri=f'file:{image}')
         src.wait_completed()
         src.qmp('cont')
         src.wait_text('TICK', 60)
-        dst = self.guest(side, 'dst', case.huge, size,
+        dst = self.guest(side, 'dst', case.guest, size,
                          link.enter(link.dst) if link else ())
         for g in (src, dst):
             g.set_caps(postcopy_ram=True, postcopy_preempt=case.preempt,
@@ -202,6 +219,9 @@ class Bench:
                 'longest': 2 ** (longest + 1) / 1000,
                 'slow': sum(n for i, n in enumerate(dist)
                             if 2 ** i >= TIME_MS * 1024),
+                'faults': sum(dist),
+                'waited': info['postcopy-latency'] * sum(dist) / 1e9,
+                'p99': percentile(dist, 0.99),
                 'rate': writes / took,
                 'cpu': 100 * cpu / took,
                 'switchover': stop}, dist
@@ -341,6 +361,12 @@ def bench_preempt(pairs, quick, only=None):
         ('vanilla-4k-20', 'rate'): ('patched', '>=', 1900),
         ('vanilla-4k-20', 'cpu'): ('patched', '<=', 10),
         ('preempt-4k-0', 'average'): ('ratio', '<=', 1),
+        ('preempt-4k-0', 'p99'): ('ratio', '<=', 1),
+        **{(n, 'faults'): ('ratio', '<=', 0.25)
+           for n in ('seq-4k-20', 'seq-4k-20-fast', 'seq-2m-20')},
+        **{(n, 'average'): ('ratio', '<=', 1)
+           for n in ('seq-4k-20', 'seq-4k-20-fast', 'seq-2m-20')},
+        **{(f'vcpus-{n}', 'p99'): ('ratio', '<=', 1) for n in (1, 2, 4)},
         ('link-1g-host', 'link-average'): ('ratio', '<=', 0.2),
         ('link-1g-router', 'link-average'): ('ratio', '<=', 0.1),
         ('link-200m-host', 'link-average'): ('ratio', '<=', 0.07),
@@ -351,8 +377,10 @@ def bench_preempt(pairs, quick, only=None):
     what = {'average': ('average fault', 'us', 'lower'),
             'longest': ('longest fault, no more than', 'ms', 'lower'),
             'slow': (f'faults of {TIME_MS} ms and more', 'faults', 'lower'),
-            'rate': (f'guest\'s writes, of {RATE} pages/s', 'pages/s',
-                     'higher'),
+            'faults': ('faults', 'faults', 'lower'),
+            'p99': ('99 % of the faults, no more than', 'us', 'lower'),
+            'waited': ('the guest\'s time in all faults', 's', 'lower'),
+            'rate': ('guest\'s writes', 'pages/s', 'higher'),
             'cpu': ('migration thread while the limit holds', '% of a CPU',
                     'lower'),
             'switchover': ('migrate-start-postcopy to STOP', 's', 'lower'),
@@ -363,6 +391,8 @@ def bench_preempt(pairs, quick, only=None):
             'raw': ('average fault against raw TCP', 'us', 'lower')}
     notes = {'longest': 'from the destination\'s histogram',
              'slow': 'from the destination\'s histogram',
+             'p99': 'from the destination\'s histogram, interpolated within a '
+                    'bucket',
              'link-p99': 'from the destination\'s histogram, interpolated '
                          'within a bucket',
              'throughput': 'both together, for what is sent on request is not '

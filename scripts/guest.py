@@ -86,10 +86,12 @@ class Guest:
     kernel    Debian's, unless told otherwise
     initrd    what make_initrd() made
     wrapper   words to put before the command
+    cpus      how many it has
     """
 
     def __init__(self, binary, folder, name, memory, load, incoming=False,
-                 kernel=None, initrd=None, args=(), append='', wrapper=()):
+                 kernel=None, initrd=None, args=(), append='', wrapper=(),
+                 cpus=1):
         from qemu.machine import QEMUMachine   # the tree's own
         self.name = name
         self.text = ''
@@ -97,7 +99,7 @@ class Guest:
         accel = accelerator()
         options = [
             '-nodefaults', '-run-with', 'exit-with-parent=on', '-machine', 'pc-q35-10.2', '-accel', accel,
-            '-cpu', 'host' if accel == 'kvm' else 'max', '-smp', '1',
+            '-cpu', 'host' if accel == 'kvm' else 'max', '-smp', str(cpus),
             '-m', str(memory),
             '-kernel', str(kernel or CACHE / 'guest/vmlinuz'),
             '-initrd', str(initrd), '-append',

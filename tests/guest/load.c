@@ -16,6 +16,8 @@
  *            freed a little later, half as many pages per second as above
  *   docs     the load generator of QEMU's documentation of XBZRLE: a byte per
  *            KiB of 16 MiB, as fast as it can, and PAGES_PER_SECOND of 0
+ *   seq      one page after the other, and again from the first one
+ *   par      a thread on each CPU, each with pages of its own and at that rate
  *
  * Prints READY, then one TICK line per second; a line "v" on standard input
  * is answered by a VERIFY line after all pages were compared; "r N" sets the
@@ -54,7 +56,11 @@
 static uint64_t *memory;
 static uint32_t *writes;        /* per page */
 static uint64_t pages, hot, total, bad;
-static int scatter, churn, docs;
+static int scatter, churn, docs, seq, par;
+static unsigned threads = 1;
+/* Who writes to the memory reads; who looks at all of it writes. */
+static pthread_rwlock_t all = PTHREAD_RWLOCK_INITIALIZER;
+static uint64_t par_rate;
 
 static uint64_t mix(uint64_t x)
 {
@@ -83,11 +89,11 @@ static void write_page(uint64_t page)
     volatile uint64_t *p = memory + page * WORDS + w;
 
     if (*p != expected(page, w, writes[page])) {
-        bad++;
+        __atomic_add_fetch(&bad, 1, __ATOMIC_RELAXED);
     }
     *p = *p + 1;
     writes[page]++;
-    total++;
+    __atomic_add_fetch(&total, 1, __ATOMIC_RELAXED);
 }
 
 static uint64_t now_ns(void)
@@ -339,15 +345,64 @@ static void docs_round(void)
     total++;
 }
 
+/* Which page is next, of those that are the thread's own */
+static uint64_t next_page(uint64_t *random, unsigned thread)
+{
+    static uint64_t count;
+
+    if (seq) {
+        return count++ % hot;
+    }
+    *random = mix(*random);
+    return *random % (hot / threads) * threads + thread;
+}
+
+/* What the clock says, but no burst after a pause; in 10^-6 pages */
+static uint64_t pages_owed(uint64_t owed, uint64_t *last, uint64_t rate)
+{
+    uint64_t now = now_ns();
+
+    owed += (now - *last) * rate / 1000;
+    *last = now;
+    return owed > rate * 20000 ? rate * 20000 : owed;
+}
+
+static void *write_pages(void *opaque)
+{
+    unsigned thread = (uintptr_t)opaque;
+    uint64_t random = thread, last = now_ns(), owed = 0;
+    struct timespec pause = { 0, 1000000 };
+    cpu_set_t cpus;
+
+    CPU_ZERO(&cpus);
+    CPU_SET(thread, &cpus);
+    sched_setaffinity(0, sizeof(cpus), &cpus);
+    for (;;) {
+        owed = pages_owed(owed, &last,
+                          __atomic_load_n(&par_rate, __ATOMIC_RELAXED));
+        for (; owed >= 1000000; owed -= 1000000) {
+            pthread_rwlock_rdlock(&all);
+            write_page(next_page(&random, thread));
+            pthread_rwlock_unlock(&all);
+        }
+        nanosleep(&pause, NULL);
+    }
+    return NULL;
+}
+
 static void command(const char *line, uint64_t *rate)
 {
     if (line[0] == 'v') {
+        pthread_rwlock_wrlock(&all);
         verify();
+        pthread_rwlock_unlock(&all);
     } else if (line[0] == 'w') {
         printf("WRITES %" PRIu64 "\n", total);
     } else if (line[0] == 'r') {
-        *rate = strtoull(line + 1, NULL, 10);
-        printf("RATE %" PRIu64 "\n", *rate);
+        uint64_t n = strtoull(line + 1, NULL, 10);
+
+        __atomic_store_n(par ? &par_rate : rate, n, __ATOMIC_RELAXED);
+        printf("RATE %" PRIu64 "\n", n);
     } else if (line[0] == 'f') {
         fill_and_free(strtoull(line + 1, NULL, 10));
     } else if (line[0] == 'p') {
@@ -369,10 +424,13 @@ int main(int argc, char **argv)
         scatter = !strcmp(argv[4], "scatter");
         churn = !strcmp(argv[4], "churn");
         docs = !strcmp(argv[4], "docs");
+        seq = !strcmp(argv[4], "seq");
+        par = !strcmp(argv[4], "par");
     }
-    if (argc < 4 || argc > 5 || (argc == 5 && !scatter && !churn && !docs)) {
+    if (argc < 4 || argc > 5 ||
+        (argc == 5 && !scatter && !churn && !docs && !seq && !par)) {
         fprintf(stderr, "usage: load MIB HOT_MIB PAGES_PER_SECOND "
-                "[scatter|churn|docs]\n");
+                "[scatter|churn|docs|seq|par]\n");
         return 2;
     }
     pages = strtoull(argv[1], NULL, 10) * 256;
@@ -398,6 +456,20 @@ int main(int argc, char **argv)
     fcntl(STDIN_FILENO, F_SETFL, O_NONBLOCK);
     printf("READY pages=%" PRIu64 "\n", pages);
 
+    if (par) {
+        threads = sysconf(_SC_NPROCESSORS_ONLN);
+        par_rate = rate;
+        for (unsigned i = 0; i < threads; i++) {
+            pthread_t thread;
+
+            if (pthread_create(&thread, NULL, write_pages,
+                               (void *)(uintptr_t)i)) {
+                fprintf(stderr, "load: no thread\n");
+                return 1;
+            }
+        }
+        rate = 0;
+    }
     last = now_ns();
     next_tick = last + UINT64_C(1000000000);
     for (;;) {
@@ -405,15 +477,9 @@ int main(int argc, char **argv)
         uint64_t now = now_ns();
         char c;
 
-        /* what the clock says, but no burst after a pause */
-        owed += (now - last) * rate / 1000;
-        last = now;
-        if (owed > rate * 20000) {
-            owed = rate * 20000;
-        }
+        owed = pages_owed(owed, &last, rate);
         for (; owed >= 1000000; owed -= 1000000) {
-            random = mix(random);
-            write_page(hot_page(random % hot));
+            write_page(hot_page(next_page(&random, 0)));
             if (churn && ++churned == 2 * CHURN_PAGES) {
                 churned = 0;
                 churn_pages();
