@@ -47,7 +47,9 @@ class Case:
 CASES = {
     'preempt-2m-20': Case('random, 2M pages, preempt, 20 MB/s', True, True,
                           20),
-    'preempt-2m-1': Case('random, 2M pages, preempt, 1 MB/s', True, True, 1),
+    # so slow that the background stream begins a page before it is wanted
+    'preempt-2m-1': Case('random, 200 pages/s, 2M pages, preempt, 1 MB/s',
+                         True, True, 1, rate=200),
     'vanilla-4k-20': Case('random, 4K pages, vanilla, 20 MB/s', False, False,
                           20),
     'preempt-4k-0': Case('random, 4K pages, preempt, no limit', False, True,
@@ -174,6 +176,8 @@ class Bench:
         for g in (src, dst):
             g.set_caps(postcopy_ram=True, postcopy_preempt=case.preempt,
                        postcopy_blocktime=True)
+            if case.preempt and side == 'patched':
+                g.set_caps(postcopy_readahead=True)
         uri = f'tcp:{netns.DST}:{PORT}' if link else \
             f'unix:{self.folder}/mig{self.count}'
         dst.qmp('migrate-incoming', uri=uri)
