@@ -114,6 +114,8 @@ class Guest:
         self.serial = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.vm.launch()
+            # A monitor that hangs is an error, and not the end of a run.
+            self.vm._qmp.settimeout(300)    # pylint: disable=protected-access
             self.serial.connect(self.serial_path)
         except Exception as e:
             self.close()
@@ -140,6 +142,8 @@ class Guest:
             return self.vm.cmd(command, **arguments)
         except (ExecuteError, QMPError) as e:
             raise Error(f'{self.name}: {command}: {e}') from e
+        except TimeoutError as e:
+            raise Error(f'{self.name}: {command}: no answer') from e
 
     def wait_text(self, pattern, timeout, start=0):
         """Wait for a line on the serial console; returns its match."""
