@@ -30,6 +30,14 @@ class Usage(unittest.TestCase):
                 self.assertEqual(result.returncode, 2)
                 self.assertIn('error:', result.stderr.splitlines()[-1])
 
+    def test_no_such_peer(self):
+        result = subprocess.run(
+            [TOP / 'scripts/check', '--only', 'base', '--peer', 'nonsense'],
+            cwd='/', capture_output=True, text=True, check=False)
+        self.assertNotEqual(result.returncode, 0)
+        self.assertEqual(result.stderr.splitlines()[-1],
+                         'check: error: --peer nonsense: no such program')
+
     def test_no_pvm_runs_the_command(self):
         result = subprocess.run(
             [TOP / 'scripts/no-pvm', 'sh', '-c', 'echo "$1"; exit 3', 'x',
