@@ -482,6 +482,7 @@ def bench_guests(pairs, quick, names):
                         start = time.monotonic()
                         found = guests.run(side, name)
                         info = found.pop('info')
+                        found['downtime'] = info['downtime']
                         if name == 'docs':
                             infos = {**(infos or {}), side: info}
                         for key, value in found.items():
@@ -509,6 +510,12 @@ def bench_guests(pairs, quick, names):
             'lower', v['cache-miss']['stock'], v['cache-miss']['patched'],
             None if load.window else goal))
         if not load.window:
+            downtime = values[name, 'downtime']
+            cases.append(result_case(
+                f'guest-{name}-downtime', f'{title}: downtime', 'ms', 'lower',
+                downtime['stock'], downtime['patched'],
+                {'on': 'patched', 'op': '<=', 'value': 300},
+                'downtime-limit is 300'))
             worse = [int(any(v[k]['patched'][i] > v[k]['stock'][i]
                              for k in ('transferred', 'cache-miss')))
                      for i in range(pairs)]

@@ -18,6 +18,7 @@
  *            KiB of 16 MiB, as fast as it can, and PAGES_PER_SECOND of 0
  *   seq      one page after the other, and again from the first one
  *   par      a thread on each CPU, each with pages of its own and at that rate
+ *   mixed    the same, and the first one goes through its pages as with seq
  *
  * Prints READY, then one TICK line per second; a line "v" on standard input
  * is answered by a VERIFY line after all pages were compared; "r N" sets the
@@ -56,7 +57,7 @@
 static uint64_t *memory;
 static uint32_t *writes;        /* per page */
 static uint64_t pages, hot, total, bad;
-static int scatter, churn, docs, seq, par;
+static int scatter, churn, docs, seq, par, mixed;
 static unsigned threads = 1;
 /* Who writes to the memory reads; who looks at all of it writes. */
 static pthread_rwlock_t all = PTHREAD_RWLOCK_INITIALIZER;
@@ -353,7 +354,14 @@ static uint64_t next_page(uint64_t *random, unsigned thread)
     if (seq) {
         return count++ % hot;
     }
+    if (mixed && !thread) {
+        return count++ % (hot / 2);
+    }
     *random = mix(*random);
+    if (mixed) {
+        return hot / 2 + *random % (hot / 2 / (threads - 1)) * (threads - 1) +
+               thread - 1;
+    }
     return *random % (hot / threads) * threads + thread;
 }
 
@@ -425,12 +433,13 @@ int main(int argc, char **argv)
         churn = !strcmp(argv[4], "churn");
         docs = !strcmp(argv[4], "docs");
         seq = !strcmp(argv[4], "seq");
-        par = !strcmp(argv[4], "par");
+        mixed = !strcmp(argv[4], "mixed");
+        par = mixed || !strcmp(argv[4], "par");
     }
     if (argc < 4 || argc > 5 ||
         (argc == 5 && !scatter && !churn && !docs && !seq && !par)) {
         fprintf(stderr, "usage: load MIB HOT_MIB PAGES_PER_SECOND "
-                "[scatter|churn|docs|seq|par]\n");
+                "[scatter|churn|docs|seq|par|mixed]\n");
         return 2;
     }
     pages = strtoull(argv[1], NULL, 10) * 256;
@@ -458,6 +467,10 @@ int main(int argc, char **argv)
 
     if (par) {
         threads = sysconf(_SC_NPROCESSORS_ONLN);
+        if (mixed && threads < 2) {
+            fprintf(stderr, "load: mixed is for 2 CPUs or more\n");
+            return 2;
+        }
         par_rate = rate;
         for (unsigned i = 0; i < threads; i++) {
             pthread_t thread;
