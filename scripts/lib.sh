@@ -17,7 +17,7 @@ PATCHED=$WORK/patched
 CACHE=$WORK/cache
 PROG=$(basename "$0")
 
-QEMU_VERSION=10.2.2
+QEMU_VERSION=11.0.1
 
 say() { printf '%s: %s\n' "$PROG" "$*" >&2; }
 die() { printf '%s: error: %s\n' "$PROG" "$*" >&2; exit 1; }
@@ -71,6 +71,10 @@ take_lock() {
     fi
 }
 
+# The module qemu.qmp, unpacked by deps where the base's source has no wheel of
+# it; configure asks for it, and the tree's python/qemu/machine imports it.
+QMP_PATH=$CACHE/python/usr/lib/python3/dist-packages
+
 # ---- Debian packages without touching the system's sources ----------------
 
 APT_STATE=$CACHE/apt
@@ -100,12 +104,13 @@ priv_apt() {
     shift
     "apt-$tool" -q -o "Dir::State::lists=$APT_STATE/lists" \
         -o "Dir::Cache=$APT_STATE" -o "Dir::Etc::sourcelist=$APT_STATE/sources.list" \
-        -o Dir::Etc::sourceparts=- -o APT::Sandbox::User=root \
+        -o Dir::Etc::sourceparts=- -o "Dir::Etc::preferences=$APT_STATE/preferences" \
+        -o Dir::Etc::preferencesparts=- -o APT::Sandbox::User=root \
         -o Acquire::Retries=2 "$@"
 }
 
-# priv_apt_update: fetch the private lists (sid's sources, the backports of
-# Debian 12); at most once a day.  Fails, with the reason in $why, where there
+# priv_apt_update: fetch the private lists (sid, for one Python module that is
+# nowhere else, and the backports of Debian 12); at most once a day.  Fails, with the reason in $why, where there
 # is no apt, no mirror, no key or no network.
 priv_apt_update() {
     have apt-get || { why="no apt-get on this system"; return 1; }
@@ -117,15 +122,17 @@ priv_apt_update() {
         return 1; }
     mkdir -p "$APT_STATE/lists/partial" "$APT_STATE/archives/partial"
     {
-        # A mirror's copy of sid may be old: what is taken from it has pinned
-        # checksums, so its date does not matter.
-        echo "deb-src [signed-by=$DEB_KEYRING check-valid-until=no] $mirror sid main"
+        # A mirror's copy of sid may be old.  Its packages are taken by name
+        # only, never to satisfy a dependency of something else.
+        echo "deb [signed-by=$DEB_KEYRING check-valid-until=no] $mirror sid main"
         if [ "$(os_id)" = debian ]; then
             echo "deb [signed-by=$DEB_KEYRING] $mirror $(os_codename) main"
             [ "$(os_codename)" != bookworm ] ||
                 echo "deb [signed-by=$DEB_KEYRING] $mirror bookworm-backports main"
         fi
     } >"$APT_STATE/sources.new"
+    printf 'Package: *\nPin: release n=sid\nPin-Priority: 1\n' \
+        >"$APT_STATE/preferences"
     if cmp -s "$APT_STATE/sources.new" "$APT_STATE/sources.list" &&
        [ -n "$(find "$APT_STATE/updated" -mmin -1440 2>/dev/null)" ]; then
         return 0
@@ -156,11 +163,10 @@ unpack_debs() {
         name=${pkg%%/*}
         [ ! -e "$into/.$name" ] || continue
         dl=$(mktemp -d "$CACHE/dl.XXXXXX")
-        if [ "$(os_id)" = debian ]; then
-            fetch="priv_apt get"
-        else
-            fetch="apt-get -q -o APT::Sandbox::User=root"
-        fi
+        case $(os_id):$pkg in
+        debian:*|*/sid) fetch="priv_apt get" ;;
+        *) fetch="apt-get -q -o APT::Sandbox::User=root" ;;
+        esac
         if ! (cd "$dl" && $fetch download "$pkg") >"$CACHE/download.log" 2>&1; then
             rm -rf "$dl"
             why="cannot download package $name: $(grep -m1 '^E:' "$CACHE/download.log" || echo "see $CACHE/download.log")"

@@ -18,7 +18,7 @@ WORK = Path(os.environ.get('QMS_WORK') or TOP / 'build').absolute()
 STOCK = WORK / 'stock'
 PATCHED = WORK / 'patched'
 CACHE = WORK / 'cache'
-VERSION = '10.2.2'
+VERSION = '11.0.1'
 COVER = '0000-cover-letter.md'
 
 # Everything that could change the bytes of a patch is set here and not by
