@@ -15,7 +15,10 @@ from pathlib import Path
 
 from qms import CACHE, STOCK, TOP, Error
 
-sys.path.insert(0, str(STOCK / 'src/python'))
+# The tree's own machine.py, and the QMP library that it imports
+sys.path[:0] = [str(STOCK / 'src/python'),
+                *map(str, (STOCK / 'src/python/wheels').glob('qemu_qmp-*.whl')),
+                str(CACHE / 'python/usr/lib/python3/dist-packages')]
 
 
 def accelerator():
