@@ -1,8 +1,10 @@
 """The series, its patches and the trees they are applied to.
 
-Imported by apply, refresh, lint, check and send; not a program of its own.
+Imported by apply, port, refresh, lint, check and send; not a program of its
+own.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import argparse
 import fcntl
 import os
 import re
@@ -11,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from email.header import decode_header, make_header
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
@@ -18,16 +21,21 @@ WORK = Path(os.environ.get('QMS_WORK') or TOP / 'build').absolute()
 STOCK = WORK / 'stock'
 PATCHED = WORK / 'patched'
 CACHE = WORK / 'cache'
-VERSION = '11.0.1'
+# The base's version is set in one place.
+VERSION = re.search(r'^QEMU_VERSION=(\S+)$', (Path(__file__).parent / 'lib.sh')
+                    .read_text(encoding='utf-8'), re.M)[1]
+NEXT = '11.2'                   # the release in which what is new here can be
 COVER = '0000-cover-letter.md'
+FIXES = 'fixes-'                # how the names of topics of repairs start
 
 # Everything that could change the bytes of a patch is set here and not by
 # the configuration of whoever runs it.
-FORMAT = ['--zero-commit', '--no-signature', '--full-index', '--no-numbered',
-          '--no-thread', '--no-attach', '--no-base', '--no-notes',
-          '--no-renames', '--stat=80', '--subject-prefix=PATCH',
-          '--diff-algorithm=myers', '--unified=3', '--src-prefix=a/',
-          '--dst-prefix=b/', '--no-ext-diff', '--no-textconv', '--no-color']
+DIFF = ['--full-index', '--no-renames', '--diff-algorithm=myers',
+        '--unified=3', '--src-prefix=a/', '--dst-prefix=b/', '--no-ext-diff',
+        '--no-textconv', '--no-color']
+FORMAT = ['--zero-commit', '--no-signature', '--no-numbered', '--no-thread',
+          '--no-attach', '--no-base', '--no-notes', '--stat=80',
+          '--subject-prefix=PATCH', *DIFF]
 
 
 class Error(Exception):
@@ -83,7 +91,14 @@ def take_lock():
     take_lock.held = lock           # until the program ends
 
 
-def git(repo, *args, check=True, env=None, stdin=None):
+def git_error(result):
+    """The line of git's output that says what is wrong."""
+    lines = (result.stderr + result.stdout).strip().splitlines()
+    return next((ln for ln in lines if re.match('(fatal|error): ', ln)),
+                lines[-1] if lines else f'exit status {result.returncode}')
+
+
+def git(repo, *args, check=True, env=None, stdin=None, timeout=None):
     """Run git without the user's configuration; returns its result."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith('GIT_')}
     clean.update(GIT_CONFIG_NOSYSTEM='1', GIT_CONFIG_GLOBAL='/dev/null',
@@ -95,8 +110,13 @@ def git(repo, *args, check=True, env=None, stdin=None):
            '-c', 'advice.detachedHead=false', '-c', 'core.hooksPath=/dev/null',
            '-c', 'core.attributesFile=/dev/null', '-c',
            'core.excludesFile=/dev/null', '-C', str(repo), *args]
-    return subprocess.run(cmd, check=check, env=clean, input=stdin,
-                          capture_output=True, text=True, errors='replace')
+    result = subprocess.run(cmd, check=False, env=clean, input=stdin,
+                            capture_output=True, text=True, errors='replace',
+                            timeout=timeout)
+    if check and result.returncode:
+        what = next(a for a in args if a[0] != '-' and '=' not in a)
+        raise Error(f'git {what} in {repo}: {git_error(result)}')
+    return result
 
 
 def git_out(repo, *args, **kw):
@@ -132,7 +152,11 @@ class Series:
                     raise Error(f'series:{n}: a patch before the first topic')
                 self.topics[-1].patches.append(line.strip())
         names = [t.name for t in self.topics]
+        fixes = [n for n in names if n.startswith(FIXES)]
         for i, t in enumerate(self.topics):
+            if fixes and 'fixes' in t.needs and 'fixes' not in names:
+                at = t.needs.index('fixes')
+                t.needs[at:at + 1] = fixes
             for need in t.needs:
                 if need not in names[:i]:
                     raise Error(f'series: topic {t.name} needs {need}, '
@@ -145,10 +169,21 @@ class Series:
         raise Error(f'no topic {name}; the series has '
                     + ', '.join(t.name for t in self.topics))
 
-    def closure(self, name):
-        """The topic and the topics it names as needed, in series order."""
-        want = {name}
-        todo = [name]
+    def choose(self, topic=None, fixes=False):
+        """What --topic and --fixes mean: topics, in series order."""
+        if topic:
+            return self.closure(topic)
+        if not fixes:
+            return self.topics
+        names = [t.name for t in self.topics if t.name.startswith(FIXES)]
+        if not names:
+            raise Error(f'the series has no topic {FIXES}...')
+        return self.closure(*names)
+
+    def closure(self, *names):
+        """Topics and those they name as needed, in series order."""
+        want = set(names)
+        todo = list(names)
         while todo:
             for need in self.topic(todo.pop()).needs:
                 if need not in want:
@@ -164,6 +199,21 @@ class Series:
         if not p.is_file():
             raise Error(f'{patch} is in series but not in patches/')
         return p
+
+
+def read_patch(path):
+    """(headers, message, diff) of a patch; the headers are decoded."""
+    text = Path(path).read_bytes().decode('utf-8', 'replace')
+    head, _, rest = text.partition('\n\n')
+    message, _, diff = rest.partition('\n---\n')
+    fields = {key: str(make_header(decode_header(re.sub(r'\n[ \t]+', ' ', v))))
+              for key, v in re.findall(
+                  r'^(From|Subject): (.*(?:\n[ \t].*)*)', head, re.M)}
+    return fields, message, diff
+
+
+def subject_of(path):
+    return re.sub(r'^\[PATCH\] ', '', read_patch(path)[0].get('Subject', ''))
 
 
 def touched_files(paths):
@@ -183,6 +233,79 @@ def base_tree():
     return STOCK / 'src'
 
 
+def folder(text):
+    """argparse's type for --tree: an empty one is not the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError('the name of a folder is empty')
+    return text
+
+
+def work_tree(path):
+    """(top, version) of a user's clone of QEMU."""
+    path = Path(path).resolve()
+    if not path.is_dir() or git_out(path, 'rev-parse', '--is-inside-work-tree',
+                                    check=False) != 'true':
+        raise Error(f'{path} is not a git work tree')
+    top = Path(git_out(path, 'rev-parse', '--show-toplevel'))
+    try:
+        return top, (top / 'VERSION').read_text(encoding='ascii').strip()
+    except (OSError, UnicodeError):
+        raise Error(f'{top} is not a QEMU source tree (no VERSION file)')
+
+
+def git_dir(tree):
+    return Path(git_out(tree, 'rev-parse', '--absolute-git-dir'))
+
+
+BUSY = {'rebase-apply': 'a rebase, or of git am', 'rebase-merge': 'a rebase',
+        'MERGE_HEAD': 'a merge', 'CHERRY_PICK_HEAD': 'a cherry-pick',
+        'REVERT_HEAD': 'a revert', 'sequencer': 'a cherry-pick or revert',
+        'BISECT_LOG': 'a bisect', 'qms-port/state': 'scripts/port'}
+
+
+def must_be_clean(tree):
+    """Refuse a tree with changes, or in the middle of something."""
+    for name, what in BUSY.items():
+        if (git_dir(tree) / name).exists():
+            raise Error(f'{tree} is in the middle of {what}; finish or abort '
+                        'it first')
+    dirty = git(tree, 'status', '--porcelain',
+                '--untracked-files=no').stdout.splitlines()
+    if dirty:
+        raise Error(f'{tree} has changes that are not committed '
+                    f'({dirty[0][3:]}); commit or stash them first')
+
+
+def must_not_be_in_the_way(tree, paths):
+    """Refuse files without version control where patches create files.
+
+    Git itself would overwrite those that are ignored.
+    """
+    for path in paths:
+        for name in re.findall(r'^diff --git a/\S+ b/(\S+)\nnew file mode',
+                               path.read_text(encoding='utf-8'), re.M):
+            for at in (name, *map(str, Path(name).parents)):
+                there = tree / at
+                if os.path.lexists(there) and (at == name or
+                                               not there.is_dir()) and not \
+                        git_out(tree, 'ls-files', '--', at):
+                    raise Error(f'{path.parent.name}/{path.name} creates '
+                                f'{name}, and {there} is in the way, not '
+                                'under version control; move it away')
+
+
+def user_identity(tree):
+    """The user's own identity commits in the user's own tree."""
+    ident = subprocess.run(['git', '-C', str(tree), 'var',
+                            'GIT_COMMITTER_IDENT'],
+                           capture_output=True, text=True, check=False)
+    match = re.match(r'(.*) <(.*)> ', ident.stdout)
+    if not match:
+        raise Error('git does not know who you are: set user.name and '
+                    'user.email')
+    return {'GIT_COMMITTER_NAME': match[1], 'GIT_COMMITTER_EMAIL': match[2]}
+
+
 class Scratch:
     """A sparse clone in which patches are tried; gone with its `with`.
 
@@ -195,8 +318,17 @@ class Scratch:
         self.tmp = tempfile.mkdtemp(prefix='scratch.', dir=WORK)
         self.dir = Path(self.tmp) / 'tree'
         try:
-            git(WORK, 'clone', '-q', '--shared', '--no-checkout',
-                str(repo), str(self.dir))
+            # Not a clone: that refuses some trees that are fine (shallow
+            # ones, linked work trees), and copies every ref.
+            self.start = git_out(repo, 'rev-parse', '-q', '--verify',
+                                 f'{commit}^{{commit}}')
+            git(WORK, 'init', '-q', '-b', 'base', str(self.dir))
+            objects, shallow = git_out(
+                repo, 'rev-parse', '--path-format=absolute', '--git-path',
+                'objects', '--git-path', 'shallow').splitlines()
+            self.borrow(objects)
+            if Path(shallow).exists():
+                shutil.copy(shallow, self.dir / '.git/shallow')
             # patterns for files that are patched, plus what checkpatch and
             # get_maintainer read
             keep = ['/MAINTAINERS', '/VERSION', '/COPYING', '/.gitignore',
@@ -204,10 +336,16 @@ class Scratch:
                     *('/' + f for f in files)]
             git(self.dir, 'sparse-checkout', 'set', '--no-cone', '--stdin',
                 stdin='\n'.join(keep) + '\n')
-            git(self.dir, 'checkout', '-q', '--detach', commit)
+            git(self.dir, 'checkout', '-q', '--detach', self.start)
         except BaseException:
             self.close()
             raise
+
+    def borrow(self, objects):
+        """Use another repository's objects, too."""
+        with open(self.dir / '.git/objects/info/alternates', 'a',
+                  encoding='utf-8') as f:
+            f.write(f'{objects}\n')
 
     def close(self):
         shutil.rmtree(self.tmp, ignore_errors=True)
