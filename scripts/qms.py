@@ -376,12 +376,13 @@ def am(repo, patch, name, three_way=False, committer=None):
     if result.returncode == 0:
         return
     text = result.stderr + result.stdout
+    unmerged = git_out(repo, 'diff', '--name-only', '--diff-filter=U')
     # This asks for an identity too.
     git(repo, 'am', '--abort', check=False, env=committer or SERIES_ID)
     files = re.findall(r'error: patch failed: (\S+?:\d+)', text) or \
         re.findall(r'error: (\S+): (?:patch does not apply|does not exist'
                    r'|already exists)', text) or \
-        re.findall(r'CONFLICT .* in (\S+)', text)
+        unmerged.splitlines()
     where = ', '.join(dict.fromkeys(files)) or \
         (text.strip().splitlines() or ['no message'])[0]
     raise Error(f'{name} does not apply: {where}')

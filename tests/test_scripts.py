@@ -5,7 +5,7 @@ import sys
 import tarfile
 import unittest
 
-from support import SCRIPTS, TOP, Copy
+from support import SCRIPTS, TOP, VERSION, Copy, Small
 
 
 class Usage(unittest.TestCase):
@@ -58,9 +58,8 @@ class Base(Copy):
 
     def pins(self, folder, content='not this'):
         folder.mkdir()
-        for name in ('qemu_10.2.2+ds-1.dsc', 'qemu_10.2.2+ds.orig.tar.xz',
-                     'qemu_10.2.2+ds-1.debian.tar.xz'):
-            (folder / name).write_text(content, encoding='utf-8')
+        (folder / f'qemu_{VERSION}+ds.orig.tar.xz').write_text(
+            content, encoding='utf-8')
         return folder
 
     def test_wrong_checksum(self):
@@ -68,7 +67,8 @@ class Base(Copy):
         status, output = self.run_script('base',
                                          env={'QMS_CACHE': str(cache)})
         self.assertEqual(status, 1)
-        self.check_error(output, 'wrong checksum', 'qemu_10.2.2+ds-1.dsc')
+        self.check_error(output, 'wrong checksum',
+                         f'qemu_{VERSION}+ds.orig.tar.xz')
         self.assertFalse((self.work / 'stock/src').exists())
 
     def test_no_network_and_no_cache(self):
@@ -76,7 +76,8 @@ class Base(Copy):
                           curl='exit 6', timeout='echo no route >&2; exit 128')
         status, output = self.run_script('base', path=stubs)
         self.assertEqual(status, 1)
-        self.check_error(output, 'cannot get QEMU 10.2.2', 'cache: ', 'apt: ',
+        self.check_error(output, f'cannot get QEMU {VERSION}', 'cache: ',
+                         'Debian: ',
                          'upstream: no network', '--from')
 
     def test_other_version(self):
@@ -85,21 +86,21 @@ class Base(Copy):
         (tree / 'VERSION').write_text('9.2.0\n', encoding='ascii')
         status, output = self.run_script('base', '--from', tree)
         self.assertEqual(status, 1)
-        self.check_error(output, '9.2.0', 'for 10.2.2')
+        self.check_error(output, '9.2.0', f'for {VERSION}')
 
     def test_altered_tree(self):
         # The right version is not enough.
         tree = self.tmp / 'qemu'
         (tree / 'migration').mkdir(parents=True)
-        (tree / 'VERSION').write_text('10.2.2\n', encoding='ascii')
+        (tree / 'VERSION').write_text(f'{VERSION}\n', encoding='ascii')
         (tree / 'migration/ram.c').write_text('int x;\n', encoding='ascii')
         tar = self.tmp / 'qemu.tar.gz'
         with tarfile.open(tar, 'w:gz') as t:
-            t.add(tree, 'qemu-10.2.2')
+            t.add(tree, f'qemu-{VERSION}')
         for source in (tree, tar):
             status, output = self.run_script('base', '--from', source)
             self.assertEqual(status, 1)
-            self.check_error(output, 'migration is not that of QEMU 10.2.2')
+            self.check_error(output, f'is not that of QEMU {VERSION}')
             self.assertFalse((self.work / 'stock/src').exists())
 
     def test_from_nonsense(self):
@@ -147,30 +148,31 @@ class Build(Copy):
         self.check_error(output, 'neither root nor sudo', 'libglib2.0-dev')
 
 
-class Send(Copy):
+class Send(Small):
     def test_dry_run(self):
         status, output = self.run_script(
-            'send', 'xbzrle', '--dry-run', '-v', '3', '--in-reply-to',
+            'send', 'alpha', '--dry-run', '-v', '3', '--in-reply-to',
             '<cover@example>')
         self.assertEqual(status, 0, output)
-        mbox = (self.work / 'send/xbzrle-v3.mbox').read_text(encoding='utf-8')
-        count = len(self.patches('xbzrle'))
+        mbox = (self.work / 'send/alpha-v3.mbox').read_text(encoding='utf-8')
+        count = len(self.patches('alpha'))
         self.assertEqual(mbox.count('\nSubject: [PATCH v3 '), count + 1)
-        self.assertRegex(mbox, rf'\[PATCH v3 0+/{count}\] migration/xbzrle: ')
+        self.assertRegex(mbox, rf'\[PATCH v3 0+/{count}\] migration: alpha')
         self.assertIn('To: qemu-devel@nongnu.org', mbox)
         self.assertIn('In-Reply-To: <cover@example>', mbox)
         self.assertRegex(mbox, r'\nbase-commit: [0-9a-f]{40}\n')
         self.assertNotIn('BLURB HERE', mbox)
         # what it needs comes before it, and is told
         self.assertEqual(mbox.count('prerequisite-patch-id: '),
-                         len(self.patches('testbed')))
+                         sum(len(self.patches(t)) for t in (
+                             'testbed', 'fixes-one', 'fixes-two')))
 
     def test_needs_own_sign_off(self):
         home = self.tmp / 'home'
         home.mkdir()
         (home / '.gitconfig').write_text(
             '[user]\nname = Else\nemail = else@localhost\n', encoding='utf-8')
-        status, output = self.run_script('send', 'xbzrle',
+        status, output = self.run_script('send', 'alpha',
                                          env={'GIT_CONFIG_GLOBAL':
                                               str(home / '.gitconfig')})
         self.assertEqual(status, 1)
@@ -179,12 +181,12 @@ class Send(Copy):
     def test_needs_confirmed_rules(self):
         home = self.tmp / 'home'
         home.mkdir()
-        name, mail = [ln for ln in self.patches('xbzrle')[0].read_text(
+        name, mail = [ln for ln in self.patches('alpha')[0].read_text(
             encoding='utf-8').splitlines() if ln.startswith('Signed-off-by')
         ][0].split(': ', 1)[1].rstrip('>').split(' <')
         (home / '.gitconfig').write_text(
             f'[user]\nname = {name}\nemail = {mail}\n', encoding='utf-8')
-        status, output = self.run_script('send', 'xbzrle',
+        status, output = self.run_script('send', 'alpha',
                                          env={'GIT_CONFIG_GLOBAL':
                                               str(home / '.gitconfig')})
         self.assertEqual(status, 1)
