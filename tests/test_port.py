@@ -269,6 +269,23 @@ class Port(Small):
         status, output = self.port('--continue')
         self.check_error(output, 'alpha/0001')
 
+    def test_own_patches_are_not_upstream(self):
+        # The second one is beside what the first one brought.
+        self.edit(self.tree / 'migration/one.c', 'step_11 = 11', 'step_11 = 1')
+        git(self.tree, 'commit', '-qam', 'migration: one is enough')
+        status, output = self.port()
+        self.check_error(output, 'fixes-one/0001')
+        path = self.tree / 'migration/one.c'
+        path.write_text(re.sub(
+            r'<{7}.*?>{7}.*?\n', 'int not_lost = 1;\nint step_11 = 1;\n',
+            path.read_text(encoding='utf-8'), flags=re.S), encoding='utf-8')
+        git(self.tree, 'add', '-u')
+        output = self.stopped('--continue')
+        self.assertIn('  migration/one.c: 2 hunks\n', output)
+        self.assertIn('migration: one is enough', output)
+        self.assertIn('migration: count right', output)
+        self.assertNotIn('do not lose a step', output)
+
     def test_no_history(self):
         git(self.tree, 'checkout', '-q', '--orphan', 'alone')
         git(self.tree, 'commit', '-qm', 'a snapshot of upstream')

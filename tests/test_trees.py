@@ -178,6 +178,15 @@ class UserTree(Tree, Small):
         self.refused('fixes-two/0001', 'has its subject, but another change',
                      args=['--fixes'])
 
+    def test_merge_in_any_order(self):
+        # with the files that the patches were made from, which it lacks
+        self.mine('migration/two.c', 'step_29 = 29;', 'step_29 = 29; /* 29 */')
+        self.mine('migration/one.c', 'step_19 = 19;', 'step_19 = 19; /* 19 */')
+        self.refused('beta/0002', args=['--topic', 'beta'])
+        self.applied('--topic', 'beta', '--3way')
+        _, log = self.applied('--3way')
+        self.assertEqual(len(log), 2 + self.count(*self.topics()))
+
     def test_reverted(self):
         # What was taken back is not there.
         self.applied('--fixes')
