@@ -121,7 +121,7 @@ def encoder_programs(folder):
 
 
 def bench_overruns(folder, pairs, quick):
-    """Both encoders as v10.2.2 has them called, one after the other."""
+    """Both encoders as the base has them called, one after the other."""
     names = ('xbzrle_encode_buffer', 'xbzrle_decode_buffer')
     objects = [compile_as(side, 'migration/xbzrle.c', names, folder)
                for side in SIDES]

@@ -104,8 +104,8 @@ priv_apt() {
     shift
     "apt-$tool" -q -o "Dir::State::lists=$APT_STATE/lists" \
         -o "Dir::Cache=$APT_STATE" -o "Dir::Etc::sourcelist=$APT_STATE/sources.list" \
-        -o Dir::Etc::sourceparts=- -o "Dir::Etc::preferences=$APT_STATE/preferences" \
-        -o Dir::Etc::preferencesparts=- -o APT::Sandbox::User=root \
+        -o Dir::Etc::sourceparts=/dev/null -o "Dir::Etc::preferences=$APT_STATE/preferences" \
+        -o Dir::Etc::preferencesparts=/dev/null -o APT::Sandbox::User=root \
         -o Acquire::Retries=2 "$@"
 }
 

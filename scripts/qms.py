@@ -166,12 +166,12 @@ class Series:
         for t in self.topics:
             if t.name == name:
                 return t
-        raise Error(f'no topic {name}; the series has '
+        raise Error(f'no topic "{name}"; the series has '
                     + ', '.join(t.name for t in self.topics))
 
     def choose(self, topic=None, fixes=False):
         """What --topic and --fixes mean: topics, in series order."""
-        if topic:
+        if topic is not None:
             return self.closure(topic)
         if not fixes:
             return self.topics
