@@ -294,7 +294,7 @@ class UserTree(Tree, Small):
             with self.subTest(version=version):
                 self.fresh(self.tree)
                 self.mine('VERSION', VERSION, version)
-                self.refused(f'is QEMU {version};', f'{release}.x',
+                self.refused(f'is QEMU "{version}";', f'{release}.49',
                              'scripts/port')
                 self.assertEqual(len(self.applied('--any-version')[1]),
                                  patches + 1)
@@ -330,6 +330,12 @@ class UserTree(Tree, Small):
                                                  *tree, cwd=self.tree)
                 self.assertEqual(status, 2)
                 self.check_error(output, '--tree')
+        # Nor is no topic all of them.
+        for script in ('apply', 'port'):
+            status, output = self.run_script(script, '--tree', self.tree,
+                                             '--topic', '')
+            self.assertEqual(status, 1)
+            self.check_error(output, 'no topic ""')
         self.assertEqual(self.state(), before)
 
 
