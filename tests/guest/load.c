@@ -19,6 +19,10 @@
  *   seq      one page after the other, and again from the first one
  *   par      a thread on each CPU, each with pages of its own and at that rate
  *   mixed    the same, and the first one goes through its pages as with seq
+ *   notice   writes of different sizes to anonymous and shared memory, to a
+ *            file of a tmpfs and to /dev/vda if it is there, of a thread on each
+ *            CPU and one for the disk; pages are zeroed and freed, too.  A page
+ *            that is wrong is told of in a line MISMATCH.  See notice.h
  *
  * Prints READY, then one TICK line per second; a line "v" on standard input
  * is answered by a VERIFY line after all pages were compared; "r N" sets the
@@ -32,6 +36,7 @@
  *   z MS   keeps the CPU for so long, from the kernel's own threads too
  *   d      begins to read from /dev/vda; from the second time on it prints
  *          READS, and how long the longest took since the last time
+ *   h N    of mode notice: 1 holds its disk, 0 lets go of it; prints HELD
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -39,6 +44,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -57,7 +63,7 @@
 static uint64_t *memory;
 static uint32_t *writes;        /* per page */
 static uint64_t pages, hot, total, bad;
-static int scatter, churn, docs, seq, par, mixed;
+static int scatter, churn, docs, seq, par, mixed, notice;
 static unsigned threads = 1;
 /* Who writes to the memory reads; who looks at all of it writes. */
 static pthread_rwlock_t all = PTHREAD_RWLOCK_INITIALIZER;
@@ -398,9 +404,15 @@ static void *write_pages(void *opaque)
     return NULL;
 }
 
+#include "notice.h"
+
 static void command(const char *line, uint64_t *rate)
 {
-    if (line[0] == 'v') {
+    if (line[0] == 'v' && notice) {
+        notice_verify();
+    } else if (line[0] == 'h') {
+        hold_disk(atoi(line + 1));
+    } else if (line[0] == 'v') {
         pthread_rwlock_wrlock(&all);
         verify();
         pthread_rwlock_unlock(&all);
@@ -409,7 +421,7 @@ static void command(const char *line, uint64_t *rate)
     } else if (line[0] == 'r') {
         uint64_t n = strtoull(line + 1, NULL, 10);
 
-        __atomic_store_n(par ? &par_rate : rate, n, __ATOMIC_RELAXED);
+        __atomic_store_n(par || notice ? &par_rate : rate, n, __ATOMIC_RELAXED);
         printf("RATE %" PRIu64 "\n", n);
     } else if (line[0] == 'f') {
         fill_and_free(strtoull(line + 1, NULL, 10));
@@ -435,11 +447,13 @@ int main(int argc, char **argv)
         seq = !strcmp(argv[4], "seq");
         mixed = !strcmp(argv[4], "mixed");
         par = mixed || !strcmp(argv[4], "par");
+        notice = !strcmp(argv[4], "notice");
     }
     if (argc < 4 || argc > 5 ||
-        (argc == 5 && !scatter && !churn && !docs && !seq && !par)) {
+        (argc == 5 && !scatter && !churn && !docs && !seq && !par &&
+         !notice)) {
         fprintf(stderr, "usage: load MIB HOT_MIB PAGES_PER_SECOND "
-                "[scatter|churn|docs|seq|par|mixed]\n");
+                "[scatter|churn|docs|seq|par|mixed|notice]\n");
         return 2;
     }
     pages = strtoull(argv[1], NULL, 10) * 256;
@@ -449,6 +463,13 @@ int main(int argc, char **argv)
         fprintf(stderr, "load: 0 < HOT_MIB <= MIB\n");
         return 2;
     }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (notice) {
+        if (!notice_start(pages, hot, rate)) {
+            return 1;
+        }
+        rate = 0;
+    }
     memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     writes = calloc(pages, sizeof(*writes));
@@ -456,12 +477,11 @@ int main(int argc, char **argv)
         fprintf(stderr, "load: %s\n", strerror(errno));
         return 1;
     }
-    for (uint64_t page = 0; page < pages; page++) {
+    for (uint64_t page = 0; page < pages && !notice; page++) {
         for (unsigned w = 0; w < WORDS; w++) {
             memory[page * WORDS + w] = expected(page, w, 0);
         }
     }
-    setvbuf(stdout, NULL, _IOLBF, 0);
     fcntl(STDIN_FILENO, F_SETFL, O_NONBLOCK);
     printf("READY pages=%" PRIu64 "\n", pages);
 
@@ -505,7 +525,8 @@ int main(int argc, char **argv)
             piece_step();
         }
         if (now >= next_tick) {
-            printf("TICK writes=%" PRIu64 " bad=%" PRIu64 "\n", total, bad);
+            printf("TICK writes=%" PRIu64 " bad=%" PRIu64 "\n", total,
+                   bad + __atomic_load_n(&noticed, __ATOMIC_RELAXED));
             next_tick = now + UINT64_C(1000000000);
         }
         poll(&pfd, 1, docs ? 0 : 1);
