@@ -3,19 +3,22 @@
 Imported by bench, not a program.  A Linux guest that writes to its memory is
 switched to postcopy; how long its faults took is what the destination's
 query-migrate says, what it got done is counted in the guest.  With huge pages
-both QEMUs need a guest's worth of free ones (2 MiB each).  The slow links are
-network namespaces, for which root is needed; tests/preempt/rawlink.c says in
-the same run what a request takes there without QEMU.
+both QEMUs need a guest's worth of free ones (2 MiB each).  The slow links and
+the long ones are network namespaces, for which root is needed;
+tests/preempt/rawlink.c says in the same run what a request takes there without
+QEMU, with as many in flight as the guest has vCPUs on a long one.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import os
+import re
+import statistics
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import netns
-from qms import CACHE, PATCHED, STOCK, TOP, Error, say
+from qms import CACHE, PATCHED, STOCK, Error, say
 from results import result_case
 
 MIB = 1 << 20
@@ -25,6 +28,7 @@ FILL = 384                      # MiB that are written to, in random order
 RATE = 2000                     # pages per second
 TIME_MS = 64                    # a fault that took longer waited for a nap
 LINK_MEMORY, LINK_FILL = 1024, 768      # of the guest on a slow link
+RTT_LIMIT = 50                  # MB/s of the background on a long link
 PORT = 4444
 # A router without a configuration of its own puts this code point first: its
 # bits are those of the old "low delay".  DSCP 46 it does not.
@@ -33,16 +37,18 @@ DSCP = 44
 
 class Case:
     """huge: pages of 2 MiB; limit: max-postcopy-bandwidth, MB/s; link: rate in
-    Mbit/s and whether a router has it, not the sending host; mode: of the load
-    program; cpus: of the guest; rate: of its writes, pages per s and CPU;
+    Mbit/s and whether a router has it, not the sending host; rtt: of a link
+    without a limit of its own, ms; mode: of the load program; cpus: of the
+    guest; rate: of its writes, pages per s and CPU;
     to_end: wait so many s for the end, instead of some with the limit;
     alone: what read-ahead does by itself, patched QEMUs without and with it"""
 
     def __init__(self, title, huge, preempt, limit, link=None, mode='',
-                 cpus=1, rate=RATE, to_end=0, alone=False):
+                 cpus=1, rate=RATE, to_end=0, alone=False, rtt=None):
         self.title, self.huge = title, huge
-        self.preempt, self.limit = preempt, limit
-        self.link, self.mode, self.cpus = link, mode, cpus
+        self.preempt, self.limit, self.rtt = preempt, limit, rtt
+        self.link = link if rtt is None else (0, False, rtt)
+        self.mode, self.cpus = mode, cpus
         self.to_end, self.alone = to_end, alone
         self.guest = (huge, mode, cpus, rate)
 
@@ -82,7 +88,13 @@ CASES = {
                            True, 0, (1000, True)),
     'link-200m-host': Case('200 Mbit sending host, random 4K, preempt', False,
                            True, 0, (200, False)),
+    **{f'rtt-{rtt}-{n}': Case(f'{rtt} ms round trip, random, 4K pages, '
+                              f'preempt, {RTT_LIMIT} MB/s, '
+                              f'{n} vCPU{"s" if n > 1 else ""}', False, True,
+                              RTT_LIMIT, mode='par', cpus=n, rtt=rtt)
+       for rtt in (0.2, 1, 3, 20) for n in (1, 2, 4)},
 }
+QUICK_LINKS = ['link-1g-host', 'rtt-3-2']
 
 
 def huge_pages():
@@ -120,6 +132,24 @@ def percentile(dist, share):
     return 0
 
 
+def fault_times(path, start, end):
+    """The latencies, in us, of the vCPUs' faults that began and ended between
+    these times of the monotonic clock, in s; from a destination's trace."""
+    began, took = {}, []
+    line = re.compile(r'postcopy_blocktime_(begin|end) addr: (\w+), '
+                      r'time: (\d+)(?:, cpu: (-?\d+))?')
+    for what, addr, when, cpu in line.findall(
+            path.read_text(encoding='utf-8', errors='replace')):
+        when = int(when) / 1e9
+        if what == 'begin':
+            if cpu != '-1' and when >= start:
+                began.setdefault(addr, []).append(when)
+        else:
+            took += [(when - t) * 1e6 for t in began.pop(addr, ())
+                     if when <= end]
+    return took
+
+
 class Bench:
     def __init__(self, folder, quick):
         from guest import make_initrd
@@ -133,12 +163,13 @@ class Bench:
             raise Error('no kernel for the guest (scripts/deps guest)')
         make_initrd(CACHE / 'guest/busybox', self.initrd)
 
-    def guest(self, side, role, kind, size=(MEMORY, FILL), wrapper=()):
+    def guest(self, side, role, kind, size=(MEMORY, FILL), wrapper=(),
+              more=()):
         from guest import Guest
         huge, mode, cpus, rate = kind
         self.count += 1
         memory, fill = size
-        args = ['-name', f'{role},debug-threads=on']
+        args = ['-name', f'{role},debug-threads=on', *more]
         if huge:
             args += ['-object', 'memory-backend-memfd,id=ram,share=on,hugetlb='
                      f'on,hugetlbsize=2M,size={memory}M',
@@ -170,21 +201,21 @@ class Bench:
             self.images[kind, size] = path
         return self.images[kind, size]
 
-    def postcopy(self, side, case, link=None):
-        """Migrate up to the switchover.  Returns source, destination, and how
-        long it took from the command on, s."""
-        size = (LINK_MEMORY, LINK_FILL) if link and not self.quick else \
-            (MEMORY, FILL)
+    def precopy(self, side, case, link=None, src_args=(), dst_args=()):
+        """Migrate, with more arguments for each QEMU, and do not end that.
+        Returns source and destination."""
+        size = (LINK_MEMORY, LINK_FILL) if link and case.rtt is None and \
+            not self.quick else (MEMORY, FILL)
         image = self.image(case.guest, size)
         code = 'patched' if case.alone else side
         src = self.guest(code, 'src', case.guest, size,
-                         link.enter(link.src) if link else ())
+                         link.enter(link.src) if link else (), src_args)
         src.qmp('migrate-incoming', uri=f'file:{image}')
         src.wait_completed()
         src.qmp('cont')
         src.wait_text('TICK', 60)
         dst = self.guest(code, 'dst', case.guest, size,
-                         link.enter(link.dst) if link else ())
+                         link.enter(link.dst) if link else (), dst_args)
         for g in (src, dst):
             g.set_caps(postcopy_ram=True, postcopy_preempt=case.preempt,
                        postcopy_blocktime=True)
@@ -202,6 +233,13 @@ class Bench:
         src.wait_migration(
             lambda i: i.get('ram', {}).get('transferred', 0) > 8 * MIB,
             60, '8 MiB sent')
+        return src, dst
+
+    def postcopy(self, side, case, link=None, dst_args=()):
+        """Migrate up to the switchover, with more arguments for the
+        destination.  Returns source, destination, and how long it took from
+        the command on, s."""
+        src, dst = self.precopy(side, case, link, (), dst_args)
         src.vm.get_qmp_events()
         start = time.monotonic()
         src.qmp('migrate-start-postcopy')
@@ -289,25 +327,46 @@ class Bench:
             found.update(sequential=ahead / 1000, random=random / 1000)
         return found, dist
 
-    def raw(self, link):
-        """The same link without QEMU: average and p99 of a request."""
-        program = self.folder / 'rawlink'
-        if not program.exists():
-            result = subprocess.run(
-                [os.environ.get('CC', 'cc'), '-O2', '-pthread', '-o',
-                 str(program), str(TOP / 'tests/preempt/rawlink.c')],
-                capture_output=True, text=True, check=False)
-            if result.returncode:
-                raise Error('rawlink does not compile: ' + (
-                    result.stderr.strip().splitlines() or ['?'])[-1])
+    def run_rtt(self, side, case, link):
+        """Some seconds of postcopy through a long link."""
+        seconds = 3 if self.quick else 5
+        trace = ('-D', str(self.folder / 'trace'),
+                 '-trace', 'postcopy_blocktime_begin',
+                 '-trace', 'postcopy_blocktime_end')
+        try:
+            src, dst, _ = self.postcopy(side, case, link, dst_args=trace)
+            start = time.monotonic()
+            time.sleep(seconds)
+            end = time.monotonic()
+            src.set_params(max_postcopy_bandwidth=0)
+            src.wait_completed()
+            info = dst.wait_completed()
+            dst.verify()
+        finally:
+            self.close()
+        took = fault_times(self.folder / 'trace', start, end)
+        if len(took) < 10:
+            raise Error(f'only {len(took)} faults in {seconds} s')
+        return {'rtt-average': statistics.mean(took),
+                'rtt-p50': statistics.median(took),
+                'rtt-p99': statistics.quantiles(took, n=100)[-1]}, \
+            info['postcopy-latency-dist']
+
+    def raw(self, case, link):
+        """The same link without QEMU: average, p50 and p99 of a request."""
+        program = netns.build('rawlink', self.folder)
         seconds = 1 if self.quick else 5
+        stream, in_flight = 0, 0
+        if case.rtt is not None:
+            stream, in_flight = case.limit, case.cpus
         with subprocess.Popen(
                 [*link.enter(link.dst), str(program), 'ask', netns.SRC,
-                 str(PORT), str(seconds)], stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, text=True) as ask, \
+                 str(PORT), str(seconds), str(in_flight)],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True) as ask, \
             subprocess.Popen(
                 [*link.enter(link.src), str(program), 'serve', netns.SRC,
-                 str(PORT), str(DSCP if link.router else 0)],
+                 str(PORT), str(DSCP if link.router else 0), str(stream)],
                 stderr=subprocess.DEVNULL) as serve:
             try:
                 out, words = ask.communicate(timeout=seconds + 30)
@@ -318,7 +377,9 @@ class Bench:
                 serve.kill()
         if ask.returncode:
             raise Error(f'rawlink: {words.strip()}')
-        average, p99, rate = map(float, out.split())
+        average, p50, p99, rate = map(float, out.split())
+        if case.rtt is not None:
+            return {'rtt-average': average, 'rtt-p50': p50, 'rtt-p99': p99}
         return {'link-average': average, 'link-p99': p99,
                 'throughput': rate / 1e6}
 
@@ -343,14 +404,15 @@ def bench_preempt(pairs, quick, only=None):
     faults."""
     from guest import accelerator
     names = only or list(CASES)
-    why = netns.missing()
-    if why and any(CASES[n].link for n in names):
-        if only:
-            raise Error(f'no slow links: {why}')
-        say(f'without the slow links, as {why}')
-        names = [n for n in names if not CASES[n].link]
+    for n in list(names):
+        why = CASES[n].link and netns.missing(CASES[n].rtt)
+        if why and only:
+            raise Error(f'no link for {n}: {why}')
+        if why:
+            say(f'without {n}, as {why}')
+            names.remove(n)
     if quick and not only:
-        names = [n for n in names if not CASES[n].link or n == 'link-1g-host']
+        names = [n for n in names if not CASES[n].link or n in QUICK_LINKS]
     need = 2 * MEMORY // 2
     if any(CASES[n].huge for n in names) and huge_pages() < need:
         if quick and not only:
@@ -384,10 +446,14 @@ def bench_preempt(pairs, quick, only=None):
                             keep(name, side, *bench.run(side, case))
                         continue
                     with netns.Link(*case.link) as link:
+                        run = bench.run_link if case.rtt is None else \
+                            bench.run_rtt
                         for side in SIDES:
-                            keep(name, side, *bench.run_link(side, case, link))
+                            keep(name, side, *run(side, case, link))
                         if not case.alone:
-                            keep(name, 'raw', bench.raw(link))
+                            keep(name, 'raw', bench.raw(case, link))
+                        if case.rtt is not None and link.lost():
+                            say(f'{name}: {link.lost()} packets did not fit')
         finally:
             bench.close()
 
@@ -417,6 +483,8 @@ def bench_preempt(pairs, quick, only=None):
         **{(n, 'link-p99'): ('ratio', '<=', 0.2) for n in CASES
            if not CASES[n].alone},
         **{(n, 'throughput'): ('ratio', '>=', 0.97) for n in CASES},
+        **{(n, 'rtt-average'): ('ratio', '<=', 1) for n in CASES},
+        **{(n, 'rtt-p50'): ('ratio', '<=', 1) for n in CASES},
         ('link-1g-router', 'raw'): ('ratio', '<=', 2),
         ('link-200m-host', 'raw'): ('ratio', '<=', 2)}
     what = {'average': ('average fault', 'us', 'lower'),
@@ -440,8 +508,21 @@ def bench_preempt(pairs, quick, only=None):
             'sequential': ('average fault of the sequential vCPU', 'us',
                            'lower'),
             'random': ('average fault of the random vCPU', 'us', 'lower'),
+            'rtt-average': ('average fault', 'us', 'lower'),
+            'rtt-p50': ('half of the faults, no more than', 'us', 'lower'),
+            'rtt-p99': ('99 % of the faults, no more than', 'us', 'lower'),
+            'rtt-average-raw': ('average fault, of raw TCP\'s',
+                                'times', 'lower'),
+            'rtt-p50-raw': ('half of the faults, of raw TCP\'s',
+                            'times', 'lower'),
             'raw': ('average fault against raw TCP', 'us', 'lower')}
-    notes = {'longest': 'from the destination\'s histogram',
+    in_flight = 'raw TCP is a request of 20 B and an answer of 4104 B, with ' \
+        'as many in flight as the guest has vCPUs, beside a stream of the ' \
+        'limit, in the same run'
+    rtt = 'from a trace of the destination, while the limit holds'
+    notes = {'rtt-average': rtt, 'rtt-p50': rtt, 'rtt-p99': rtt,
+             'rtt-average-raw': in_flight, 'rtt-p50-raw': in_flight,
+             'longest': 'from the destination\'s histogram',
              'slow': 'from the destination\'s histogram',
              'p99': 'from the destination\'s histogram, interpolated within a '
                     'bucket',
@@ -454,7 +535,14 @@ def bench_preempt(pairs, quick, only=None):
                     '4104 B over TCP beside a greedy stream, with the same '
                     'socket options, in the same run'}
     for name in names:
-        if CASES[name].link and not CASES[name].alone:
+        if CASES[name].rtt is not None:
+            for key in 'rtt-average', 'rtt-p50':
+                found = values[name, key]
+                values[name, f'{key}-raw'] = {
+                    side: [round(a / b, 3)
+                           for a, b in zip(found[side], found['raw'])]
+                    for side in SIDES}
+        elif CASES[name].link and not CASES[name].alone:
             found = values[name, 'link-average']
             values[name, 'raw'] = {'stock': found['raw'],
                                    'patched': found['patched']}
